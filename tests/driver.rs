@@ -14,33 +14,37 @@ use async_trait::async_trait;
 use caddis_network::{Network, NetworkConfig};
 use caddis_testkit::{DEADLINE, Host, process};
 use caddis_vmm::{
-    Accelerator, Qemu, QemuConfig, SlotPool, Vmm,
+    Accelerator, Passphrase, Qemu, QemuConfig, SlotPool, Vmm,
     boot::{self, BootFiles, BootSource},
     cgroup::CgroupRoot,
     contract::Fixture,
     qemu::{MakeTap, PoolLimits, end_unassigned, kill_machines},
     slot::SlotPoolConfig,
 };
+use caddis_volume::{
+    Filesystem, InstallationKey, NewVolume, SizeGib, StoreConfig, VolumeId, VolumeStore,
+};
 
 /// More than a test needs.
 const SLOTS: u32 = 16;
 /// Beyond the uids that servers lease.
 const FIRST_UID: u32 = 601_000;
-const ONE: PoolLimits = PoolLimits { count: 1, memory_mib: 1024 };
-const NONE: PoolLimits = PoolLimits { count: 0, memory_mib: 0 };
+pub const ONE: PoolLimits = PoolLimits { count: 1, memory_mib: 1024 };
+pub const NONE: PoolLimits = PoolLimits { count: 0, memory_mib: 0 };
 
 /// A host with slots of its own, and what drivers need there.
-struct QemuHost {
+pub struct QemuHost {
     network: Arc<Network>,
     boot: BootFiles,
     slots: SlotPool,
     cgroups: String,
-    data: PathBuf,
+    pub data: PathBuf,
+    pub volumes: VolumeStore,
     _host: Host,
 }
 
 impl QemuHost {
-    async fn new() -> Self {
+    pub async fn new() -> Self {
         static HOSTS: AtomicU32 = AtomicU32::new(0);
         let (number, host) = (HOSTS.fetch_add(1, Ordering::Relaxed), Host::new().await.unwrap());
         let data = host.path("data");
@@ -69,7 +73,9 @@ impl QemuHost {
             dns_upstreams: Vec::new(),
             names: None,
         };
+        let key = InstallationKey::new([7; 32], "test");
         Self {
+            volumes: VolumeStore::open(StoreConfig::new(data.join("volumes"), key)).unwrap(),
             network: Arc::new(Network::start(network).await.unwrap()),
             boot: boot::prepare(&source, &data.join("boot")).unwrap(),
             slots: SlotPool::open(slots).unwrap(),
@@ -83,7 +89,26 @@ impl QemuHost {
         self.data.join("templates")
     }
 
-    fn qemu(&self, pool: PoolLimits) -> Qemu {
+    /// Makes a volume of 1 GiB.
+    pub async fn create_volume(
+        &self,
+        name: &str,
+        filesystem: Filesystem,
+        encrypted: bool,
+    ) -> VolumeId {
+        let id: VolumeId = name.parse().unwrap();
+        let new = NewVolume {
+            id: id.clone(),
+            size: SizeGib::new(1).unwrap(),
+            filesystem,
+            encrypted,
+            created_at: "2026-01-01T00:00:00Z".parse().unwrap(),
+        };
+        self.volumes.create(new).await.unwrap();
+        id
+    }
+
+    pub fn qemu(&self, pool: PoolLimits) -> Qemu {
         let network = self.network.clone();
         let config = QemuConfig {
             program: "qemu-system-x86_64".into(),
@@ -101,6 +126,16 @@ impl QemuHost {
     }
 }
 
+/// Waits until a driver that keeps warm VMs has one.
+pub async fn until_warm(driver: &Qemu) {
+    let is_warm = async {
+        while driver.warm_vms() == 0 {
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, is_warm).await.unwrap();
+}
+
 #[async_trait]
 impl Fixture for QemuHost {
     async fn driver(&self) -> Arc<dyn Vmm> {
@@ -110,12 +145,7 @@ impl Fixture for QemuHost {
     async fn warm_driver(&self) -> Arc<dyn Vmm> {
         let driver = self.qemu(ONE);
         driver.keep_warm();
-        let is_warm = async {
-            while driver.warm_vms() == 0 {
-                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-            }
-        };
-        tokio::time::timeout(DEADLINE, is_warm).await.unwrap();
+        until_warm(&driver).await;
         Arc::new(driver)
     }
 
@@ -129,6 +159,17 @@ impl Fixture for QemuHost {
 
     fn directory(&self) -> &Path {
         &self.data
+    }
+
+    async fn volume(&self, name: &str) -> (PathBuf, Passphrase) {
+        let id = self
+            .create_volume(&format!("vol_{}", name.replace('-', "")), Filesystem::Raw, true)
+            .await;
+        let writer = self.volumes.open_writer(&id, "test").await.unwrap();
+        let passphrase = writer.key().unwrap().passphrase();
+        let path = writer.path().to_owned();
+        writer.release();
+        (path, Passphrase::new(passphrase.to_string()))
     }
 
     fn tap(&self, name: &str) -> Option<OwnedFd> {

@@ -36,3 +36,4 @@ mod suspend;
 mod templates;
 mod terminal;
 mod traffic;
+mod volumes;

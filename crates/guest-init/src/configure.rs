@@ -1,10 +1,6 @@
 //! Makes the VM the machine that the host says it is.
 
-use std::{
-    fs,
-    os::{fd::AsRawFd as _, unix::net::UnixListener},
-    path::Path,
-};
+use std::{fs, os::unix::net::UnixListener, path::Path};
 
 use base64::Engine as _;
 use caddis_guest_protocol::{MachineSpec, spec::FileSpec};
@@ -22,7 +18,7 @@ use crate::{
     program::CGROUP,
     spawn::DEFAULT_PATH,
     timing::Timing,
-    users,
+    users, volumes,
 };
 
 /// Where the root disk is mounted before it becomes the root.
@@ -88,8 +84,9 @@ fn prepare_root(spec: &MachineSpec, timing: &mut Timing) -> Result<Prepared, Str
 pub fn fill_root(spec: &MachineSpec, timing: &mut Timing) -> Result<Prepared, String> {
     let limits = Limits::of(spec)?;
     names(spec)?;
-    for file in &spec.files {
-        write_file(file)?;
+    // Else one of them may be on a volume, and they are written when those are mounted.
+    if spec.mounts.is_empty() {
+        spec.files.iter().try_for_each(write_file)?;
     }
     let user = users::resolve(&spec.user)?;
     let env = complete(&spec.env, &user);
@@ -214,7 +211,8 @@ fn names(spec: &MachineSpec) -> Result<(), String> {
     Ok(())
 }
 
-fn write_file(file: &FileSpec) -> Result<(), String> {
+/// Writes a file that the machine's configuration has.
+pub fn write_file(file: &FileSpec) -> Result<(), String> {
     let mode = if file.mode == 0 { 0o644 } else { file.mode & 0o7777 };
     let written = image_files::write(
         &Path::new("/").join(&file.path),
@@ -237,20 +235,5 @@ fn grow(bytes: u64) -> Result<(), String> {
         |error: &dyn std::fmt::Display| format!("can't grow the root file system: {error}");
     let block = nix::sys::statvfs::statvfs("/").map_err(|e| failed(&e))?.block_size();
     let root = fs::File::open("/").map_err(|e| failed(&e))?;
-    resize::ext4(root.as_raw_fd(), bytes / block.max(1)).map_err(|e| failed(&e))
-}
-
-mod resize {
-    #![expect(unsafe_code, reason = "an ioctl")]
-
-    use std::os::fd::RawFd;
-
-    // EXT4_IOC_RESIZE_FS of the kernel's fs/ext4/ext4.h.
-    nix::ioctl_write_ptr!(resize, b'f', 16, u64);
-
-    /// Has a mounted ext4 grow to so many blocks.
-    pub fn ext4(root: RawFd, blocks: u64) -> nix::Result<()> {
-        // SAFETY: the descriptor is open and the number outlives the call.
-        unsafe { resize(root, &raw const blocks) }.map(|_| ())
-    }
+    volumes::grow_mounted(&root, bytes / block.max(1)).map_err(|e| failed(&e))
 }

@@ -7,11 +7,13 @@ use std::{
     fs, io,
     path::{Path, PathBuf},
     sync::OnceLock,
+    thread,
+    time::{Duration, Instant},
 };
 
 use crate::uevents::Uevents;
 
-use caddis_guest_protocol::disks::{MODULES_TRANSPORT, ROOT_TRANSPORT};
+use caddis_guest_protocol::disks::{FIRST_VOLUME_TRANSPORT, MODULES_TRANSPORT, ROOT_TRANSPORT};
 
 /// Drivers that are given their devices, by module.
 pub const LATE: [&str; 2] = ["virtio_blk", "virtio_net"];
@@ -22,6 +24,13 @@ const KINDS: [(&str, &str); 2] = [("0x0001", "virtio_net"), ("0x0002", "virtio_b
 
 /// Name of the root disk.
 static ROOT: OnceLock<String> = OnceLock::new();
+/// Names of the disks at the places of volumes.
+static VOLUMES: [OnceLock<String>; 2] = [const { OnceLock::new() }; 2];
+
+/// How long the host may take with the size of a volume.
+const SIZE_PATIENCE: Duration = Duration::from_secs(20);
+/// Waits between looks at the size of a volume: the first, and the longest.
+const LOOKS: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(50));
 
 const BUS: &str = "/sys/bus/virtio";
 
@@ -45,13 +54,21 @@ pub fn bind() -> Result<(), String> {
         if !is_bound(&name, driver) {
             write(&format!("{BUS}/drivers/{driver}/bind"), &name)?;
         }
-        if place == Some(ROOT_TRANSPORT)
+        let volume = place.and_then(|place| place.checked_sub(FIRST_VOLUME_TRANSPORT));
+        let volume = volume.and_then(|volume| VOLUMES.get(usize::try_from(volume).ok()?));
+        let known = if place == Some(ROOT_TRANSPORT) { Some(&ROOT) } else { volume };
+        if let Some(known) = known
             && let Some(disk) = block_device(&name)
         {
-            ROOT.get_or_init(|| disk);
+            known.get_or_init(|| disk);
         }
     }
     for disk in fs::read_dir("/sys/block").into_iter().flatten().flatten() {
+        let name = disk.file_name();
+        if VOLUMES.iter().any(|volume| volume.get().is_some_and(|volume| name == volume.as_str())) {
+            // A database that looks here and there would have all of this read each time.
+            continue;
+        }
         // Where it can't be set, programs only start later.
         let _ = fs::write(disk.path().join("queue/read_ahead_kb"), READ_AHEAD_KIB);
     }
@@ -119,6 +136,48 @@ pub fn root_disk(size: u64) -> Result<PathBuf, String> {
         }
     }
     Ok(Path::new("/dev").join(name))
+}
+
+fn volume_name(volume: u8) -> Result<&'static str, String> {
+    let name = VOLUMES.get(usize::from(volume)).and_then(OnceLock::get);
+    name.map(String::as_str).ok_or_else(|| format!("there is no place for a volume {volume}"))
+}
+
+/// The disk at the place of a volume.
+pub fn volume_path(volume: u8) -> Result<PathBuf, String> {
+    volume_name(volume).map(|name| Path::new("/dev").join(name))
+}
+
+/// Its number.
+pub fn volume_device(volume: u8) -> Result<u64, String> {
+    let path = format!("/sys/block/{}/dev", volume_name(volume)?);
+    let text = fs::read_to_string(&path).map_err(|error| format!("can't read {path}: {error}"))?;
+    let number = text.trim().split_once(':').and_then(|(major, minor)| {
+        Some(nix::sys::stat::makedev(major.parse().ok()?, minor.parse().ok()?))
+    });
+    number.ok_or_else(|| format!("{path} says {}", text.trim()))
+}
+
+/// The disk at the place of a volume, once it has that size (bytes). Waits: for processes of their
+/// own.
+pub fn volume_disk(volume: u8, size: u64) -> Result<PathBuf, String> {
+    let path = format!("/sys/block/{}/size", volume_name(volume)?);
+    let deadline = Instant::now() + SIZE_PATIENCE;
+    let mut wait = LOOKS.0;
+    loop {
+        let sectors =
+            fs::read_to_string(&path).map_err(|error| format!("can't read {path}: {error}"))?;
+        let bytes = sectors.trim().parse::<u64>().unwrap_or(0) * 512;
+        if bytes == size {
+            return volume_path(volume);
+        }
+        if Instant::now() >= deadline {
+            return Err(format!("its disk has {bytes} bytes, not {size}"));
+        }
+        // The kernel tells nobody when a disk that had no size gets one.
+        thread::sleep(wait);
+        wait = (wait * 2).min(LOOKS.1);
+    }
 }
 
 /// A device that is given to a driver.

@@ -37,6 +37,7 @@ use crate::{
 mod exit;
 mod requests;
 mod thaw;
+mod volumes;
 
 /// Marks of what epoll tells about; everything else is some stream, and all of them are looked at.
 const SIGNALS: u64 = 1;
@@ -85,6 +86,7 @@ struct Guest {
     /// Who is told, and by when, that programs go on: once the clock is right.
     thawing: Option<(u32, Instant)>,
     freezer: Freezer,
+    volumes: volumes::Volumes,
     /// Programs were told of a resume that has not come yet; whether they were not told of an
     /// earlier one.
     told_resume: Option<bool>,
@@ -140,6 +142,7 @@ pub fn run() -> Result<(), String> {
         ended_at: None,
         thawing: None,
         freezer: Freezer::default(),
+        volumes: volumes::Volumes::default(),
         told_resume: None,
         power_off_at: None,
     };
@@ -175,7 +178,9 @@ impl Guest {
                 sessions::kill_all(session);
             }
             let busy = self.pump() | self.let_go(now);
-            if self.power_off_at.is_some_and(|at| at <= now || self.logs.is_empty()) {
+            if self.power_off_at.is_some_and(|at| at <= now || self.logs.is_empty())
+                || self.volumes.may_power_off()
+            {
                 return Ok(());
             }
             let count = match self.epoll.wait(&mut events, self.timeout(busy, now)) {
@@ -217,6 +222,7 @@ impl Guest {
             .chain(ended)
             .chain(thawing)
             .chain(api)
+            .chain(self.volumes.deadline())
             .chain(self.power_off_at)
             .min();
         // One more than the rest, so as not to wake before the time.
@@ -230,6 +236,7 @@ impl Guest {
     /// Moves everything that can be moved. True when there is more to do at once.
     fn pump(&mut self) -> bool {
         let now = Instant::now();
+        self.settle_volumes(now);
         self.settle(now);
         let mut busy = self.programs.read(TURN, now, &mut self.logs);
         self.execs.iter_mut().for_each(|exec| exec.check_deadline(now));

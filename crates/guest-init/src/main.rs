@@ -3,8 +3,8 @@
 //!
 //! ```text
 //! kernel ▸ /dev, /proc, /sys ▸ modules, devices ▸ port, launcher
-//!        ▸ [Configure] ▸ entropy, clock, network, root ▸ program ▸ its end
-//!        ▸ last log lines ▸ exit report ▸ [AcknowledgeExit] ▸ power off
+//!        ▸ [Configure] ▸ entropy, clock, network, root ▸ volumes ▸ program ▸ its end
+//!        ▸ volumes unmounted ▸ last log lines ▸ exit report ▸ [AcknowledgeExit] ▸ power off
 //! ```
 //! While init waits for `Configure` the VM may be saved, and later restored as many machines: until
 //! then it reads no boot id and opens no disk, and what was drawn of random bytes is nobody's.
@@ -44,9 +44,11 @@ mod processes;
 mod program;
 mod sessions;
 mod spawn;
+mod task;
 mod timing;
 mod uevents;
 mod users;
+mod volumes;
 mod warm_up;
 
 /// Called by the C library instead of by Rust's runtime, which reads `/proc/self/maps` first and

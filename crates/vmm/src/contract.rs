@@ -20,14 +20,25 @@ use caddis_guest_protocol::{
 use tokio::time::timeout;
 
 use crate::{
-    Disk, DiskFormat, DiskRole, LaunchSpec, PoolUse, Slot, SlotPool, StartKind, Vm, VmExit, Vmm,
-    VmmError,
+    Disk, DiskFormat, DiskRole, LaunchSpec, Passphrase, PoolUse, Slot, SlotPool, StartKind, Vm,
+    VmExit, Vmm, VmmError, VolumeDisk,
+};
+
+mod volumes;
+
+pub use volumes::{
+    a_machine_with_volumes_resumes_with_them, a_volume_belongs_to_its_vm_as_long_as_that_lives,
+    a_volume_that_cannot_be_opened_is_an_error_and_leaves_nothing,
+    a_warm_vm_gets_the_volumes_of_its_machine, volumes_grow_also_when_the_vm_was_adopted,
 };
 
 /// How long anything may take on a busy host.
 const DEADLINE: Duration = Duration::from_secs(120);
 const ROOT_BYTES: u64 = 1 << 30;
-const VOLUME_BYTES: u64 = 64 << 20;
+const DISK_BYTES: u64 = 64 << 20;
+
+/// Size of the volumes of a fixture.
+pub const VOLUME_BYTES: u64 = 1 << 30;
 
 /// A host to try a driver on. Nothing else uses its slots.
 #[async_trait]
@@ -49,6 +60,9 @@ pub trait Fixture: Send + Sync {
 
     /// A directory for files; machines have theirs in `machines`.
     fn directory(&self) -> &Path;
+
+    /// Makes an encrypted volume of [`VOLUME_BYTES`]: its file, and what opens it.
+    async fn volume(&self, name: &str) -> (PathBuf, Passphrase);
 
     /// Makes a tap of this name; `None` where there are none.
     fn tap(&self, name: &str) -> Option<OwnedFd>;
@@ -74,6 +88,11 @@ macro_rules! driver_contract {
             a_warm_vm_becomes_the_machine_s,
             a_warm_vm_that_cannot_be_used_is_gone,
             a_warm_vm_that_died_is_replaced_in_its_place,
+            a_volume_belongs_to_its_vm_as_long_as_that_lives,
+            volumes_grow_also_when_the_vm_was_adopted,
+            a_machine_with_volumes_resumes_with_them,
+            a_warm_vm_gets_the_volumes_of_its_machine,
+            a_volume_that_cannot_be_opened_is_an_error_and_leaves_nothing,
         }
     };
     ($fixture:expr; $($check:ident),* $(,)?) => {
@@ -123,7 +142,7 @@ impl<'a> Machine<'a> {
             [(DiskRole::Swap, DiskFormat::Raw), (DiskRole::Cache, DiskFormat::Qcow2)]
         {
             let path = self.directory().join(role.name());
-            let disk = Disk { role, format, path, size: VOLUME_BYTES };
+            let disk = Disk { role, format, path, size: DISK_BYTES };
             driver.create_disk(&disk, &[]).unwrap();
             self.spec.disks.push(disk);
         }
@@ -134,7 +153,16 @@ impl<'a> Machine<'a> {
     }
 
     async fn try_launch(&self, driver: &dyn Vmm) -> Result<Arc<dyn Vm>, VmmError> {
-        let seat = driver.prepare(self.spec.clone()).await?;
+        self.try_launch_with(driver, Vec::new()).await
+    }
+
+    /// With volumes, of which it keeps no copy.
+    async fn try_launch_with(
+        &self,
+        driver: &dyn Vmm,
+        volumes: Vec<VolumeDisk>,
+    ) -> Result<Arc<dyn Vm>, VmmError> {
+        let seat = driver.prepare(LaunchSpec { volumes, ..self.spec.clone() }).await?;
         // As the worker does until it has disconnected what did not start.
         let slot: Slot = seat.slot().clone();
         let tap = if seat.has_tap() { None } else { self.fixture.tap(&slot.tap_name()) };

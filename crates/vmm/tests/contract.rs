@@ -1,13 +1,18 @@
 //! The fake driver does what every driver has to do.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::{os::fd::OwnedFd, path::Path, sync::Arc, time::Duration};
+use std::{
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use caddis_vmm::{
-    SlotPool, Vmm,
+    Passphrase, SlotPool, Vmm,
     contract::Fixture,
-    fake::{FakeHost, FakeVmm, Faults},
+    fake::{FakeHost, FakeVmm, Faults, create_volume},
     slot::SlotPoolConfig,
 };
 
@@ -56,6 +61,13 @@ impl Fixture for Fake {
 
     fn directory(&self) -> &Path {
         self.directory.path()
+    }
+
+    async fn volume(&self, name: &str) -> (PathBuf, Passphrase) {
+        let passphrase = Passphrase::new(format!("of {name}"));
+        let path = self.directory.path().join(format!("{name}.volume"));
+        create_volume(&path, &passphrase).unwrap();
+        (path, passphrase)
     }
 
     fn tap(&self, _: &str) -> Option<OwnedFd> {

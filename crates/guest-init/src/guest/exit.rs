@@ -39,7 +39,7 @@ impl Guest {
                     _ => {}
                 },
                 Err(Errno::EINTR) => {}
-                Err(_) => return,
+                Err(_) => return self.volumes.no_process_left(),
             }
         }
     }
@@ -84,7 +84,17 @@ impl Guest {
             .extend(self.execs.extract_if(.., |exec| which(exec)).map(|exec| (exec.hang_up(), at)));
     }
 
+    /// The machine's end, which is told once its volumes are unmounted: the host may kill the VM
+    /// then.
     pub(super) fn end(&mut self, status: GuestState) {
+        if self.volumes.are_none() {
+            self.tell_end(status);
+        } else {
+            self.release_volumes(Some(status));
+        }
+    }
+
+    pub(super) fn tell_end(&mut self, status: GuestState) {
         self.status = status;
         self.ended_at = Some(Instant::now());
     }

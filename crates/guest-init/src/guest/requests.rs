@@ -10,7 +10,7 @@ use caddis_guest_protocol::{
 use super::{Guest, KERNEL_LOG, LOG_PATIENCE, watch, watch_as};
 use crate::{
     api::{Api, Ask},
-    configure,
+    configure::{self, Prepared},
     execs::Exec,
     memory,
     oom::Victims,
@@ -47,10 +47,12 @@ impl Guest {
                 if outcome.is_ok() {
                     // Now, since it is dear later.
                     self.tell_resume();
-                    // The root file system must be whole without this memory: it may be lost.
-                    nix::unistd::sync();
                 }
-                self.answer(id, outcome);
+                match outcome {
+                    // File systems must be whole without this memory: it may be lost.
+                    Ok(()) => self.write_out(id),
+                    Err(_) => self.answer(id, outcome),
+                }
             }
             HostMessage::Thaw { id, time_ns, entropy, resumed } => {
                 self.thaw(id, time_ns, &entropy, resumed)
@@ -108,13 +110,11 @@ impl Guest {
                 self.sync.begin();
                 self.ask_time();
             }
-            HostMessage::GrowVolume { id, .. }
-            | HostMessage::VolumeUsage { id }
-            | HostMessage::FreezeVolumes { id, .. }
-            | HostMessage::ThawVolumes { id } => {
-                self.answer(id, Err("the machine has no volumes".to_owned()));
-            }
-            HostMessage::PowerOff => return true,
+            HostMessage::GrowVolume { id, volume, size } => self.grow_volume(id, volume, size),
+            HostMessage::VolumeUsage { id } => self.tell_volume_usage(id),
+            HostMessage::FreezeVolumes { id, deadline_ms } => self.freeze_volumes(id, deadline_ms),
+            HostMessage::ThawVolumes { id } => self.thaw_volumes(id),
+            HostMessage::PowerOff => return self.power_off(),
             HostMessage::Hello { .. } => {}
         }
         false
@@ -189,6 +189,18 @@ impl Guest {
             }
             Err(error) => self.warn(Err(error)),
         }
+        if spec.mounts.is_empty() {
+            return self.run_programs(spec, prepared);
+        }
+        self.mount_volumes(spec, prepared)
+    }
+
+    /// The last part of a start.
+    pub(super) fn run_programs(
+        &mut self,
+        spec: &MachineSpec,
+        prepared: Prepared,
+    ) -> Result<(), String> {
         let started = self
             .programs
             .start(spec, &prepared, self.launcher.take(), |file| watch(&self.epoll, file));
@@ -233,6 +245,7 @@ impl Guest {
 
     pub(super) fn exec(&mut self, request: &ExecRequest) {
         let started = match (&self.prepared, &self.spec) {
+            _ if self.volumes.are_going() => Err("the machine is being stopped".to_owned()),
             _ if request.holds_machine && self.ended_at.is_some() => {
                 Err("the machine's program has ended".to_owned())
             }

@@ -1,0 +1,335 @@
+//! The volumes of the machine: when they are mounted, what is asked of them, and their end.
+//!
+//! ```text
+//! start:  [Configure] ▸ mounted by a process ▸ programs
+//! end:    programs have ended, or it failed ▸ all other processes are killed ▸ none is left
+//!         ▸ unmounted by a process ▸ the end is told
+//! ```
+
+use std::time::{Duration, Instant};
+
+use caddis_guest_protocol::{
+    GuestMessage, GuestState, MachineSpec, UNMOUNT_PATIENCE, spec::MountSpec,
+};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+use super::{Guest, watch};
+use crate::{
+    configure::Prepared,
+    task::{Late, Task},
+    volumes,
+};
+
+/// Time to mount all: what was not written when the power was cut is recovered from the journal,
+/// and a file system that was grown meanwhile grows.
+const MOUNT_PATIENCE: Duration = Duration::from_secs(120);
+/// Time to grow one.
+const GROW_PATIENCE: Duration = Duration::from_secs(120);
+/// Time to look how full they are, and to let them go on.
+const LOOK_PATIENCE: Duration = Duration::from_secs(10);
+/// Time to write out everything before the VM is saved.
+const WRITE_PATIENCE: Duration = Duration::from_secs(60);
+/// Longest time that they are held still.
+const MOST_STILL: Duration = Duration::from_secs(300);
+/// Time that killed processes have to be gone. One may wait for a disk.
+const KILLED_PATIENCE: Duration = Duration::from_secs(5);
+/// Requests that are worked on at a time.
+const MOST_REQUESTS: usize = 16;
+
+/// All there is to know of them.
+#[derive(Default)]
+pub(super) struct Volumes {
+    /// Those that may be mounted.
+    mounts: Vec<MountSpec>,
+    /// What mounts them, and what is to come then.
+    mounting: Option<(Task, Prepared)>,
+    requests: Vec<Request>,
+    /// When those that are held still go on by themselves.
+    still_until: Option<Instant>,
+    release: Option<Release>,
+    /// They are unmounted, or were given up.
+    released: bool,
+    /// The host wants the VM to end.
+    powering_off: bool,
+}
+
+/// What the host has asked, and is worked on.
+struct Request {
+    /// Of the question; `None` for what nobody asked.
+    id: Option<u32>,
+    kind: Kind,
+    task: Task,
+}
+
+#[derive(Clone, Copy)]
+enum Kind {
+    /// Answered by whether it was done.
+    Plain,
+    /// Answered by what was found out.
+    Usage,
+    /// When they go on by themselves, if it was done.
+    Freeze(Instant),
+}
+
+/// Their end.
+struct Release {
+    /// What is told then.
+    status: Option<GuestState>,
+    begun: Instant,
+    /// No process is left but init.
+    alone: bool,
+    unmounting: Option<Task>,
+}
+
+impl Volumes {
+    /// Nothing has to be unmounted.
+    pub(super) fn are_none(&self) -> bool {
+        self.mounts.is_empty()
+    }
+
+    /// They are being unmounted, or were.
+    pub(super) fn are_going(&self) -> bool {
+        self.release.is_some() || self.released
+    }
+
+    /// Whether the VM is to end, and nothing has to be waited for any more.
+    pub(super) fn may_power_off(&self) -> bool {
+        self.powering_off && self.are_none()
+    }
+
+    /// All processes have ended.
+    pub(super) fn no_process_left(&mut self) {
+        if let Some(release) = &mut self.release {
+            release.alone = true;
+        }
+    }
+
+    /// When something is to be done next, though nothing happens.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        let mounting = self.mounting.iter().map(|(task, _)| task.deadline());
+        let requests = self.requests.iter().map(|request| request.task.deadline());
+        let release = self.release.iter().map(|release| match &release.unmounting {
+            Some(task) => task.deadline(),
+            None => release.begun + KILLED_PATIENCE,
+        });
+        mounting.chain(requests).chain(self.still_until).chain(release).min()
+    }
+}
+
+impl Guest {
+    /// Has the volumes mounted; programs start then.
+    pub(super) fn mount_volumes(
+        &mut self,
+        spec: &MachineSpec,
+        prepared: Prepared,
+    ) -> Result<(), String> {
+        let user = &prepared.user;
+        let task = Task::start("mounting the volumes", MOUNT_PATIENCE, Late::Killed, || {
+            volumes::mount_all(spec, user)
+        })?;
+        self.volumes.mounts.clone_from(&spec.mounts);
+        watch(&self.epoll, task.pipe())?;
+        self.volumes.mounting = Some((task, prepared));
+        Ok(())
+    }
+
+    /// Takes in what became of what is under way.
+    pub(super) fn settle_volumes(&mut self, now: Instant) {
+        if self.volumes.are_none() && self.volumes.requests.is_empty() {
+            return;
+        }
+        self.settle_mounting(now);
+        self.settle_requests(now);
+        if self.volumes.still_until.take_if(|at| *at <= now).is_some() {
+            self.let_volumes_go_on(None);
+        }
+        self.settle_release(now);
+    }
+
+    fn settle_mounting(&mut self, now: Instant) {
+        let Some((task, _)) = &mut self.volumes.mounting else { return };
+        let Some(outcome) = task.settle(now) else { return };
+        let Some((_, prepared)) = self.volumes.mounting.take() else { return };
+        self.timing.step("volumes");
+        let spec = self.spec.clone().unwrap_or_default();
+        let started = outcome.and_then(|warnings| {
+            let warnings: Vec<String> = serde_json::from_str(&warnings).unwrap_or_default();
+            warnings.into_iter().for_each(|warning| self.warn(Err(warning)));
+            self.run_programs(&spec, prepared)
+        });
+        if let Err(message) = started {
+            self.end(GuestState::Failed { message });
+        }
+    }
+
+    fn settle_requests(&mut self, now: Instant) {
+        let mut settled = Vec::new();
+        self.volumes.requests.retain_mut(|request| match request.task.settle(now) {
+            None => true,
+            Some(outcome) => {
+                settled.push((request.id, request.kind, outcome));
+                false
+            }
+        });
+        for (id, kind, outcome) in settled {
+            match (id, kind, outcome) {
+                (Some(id), Kind::Usage, Ok(text)) => match serde_json::from_str(&text) {
+                    Ok(volumes) => self.port.send(&GuestMessage::VolumeUsage { id, volumes }, b""),
+                    Err(error) => self.answer(id, Err(error.to_string())),
+                },
+                (Some(id), kind, outcome) => {
+                    if let (Kind::Freeze(until), Ok(_)) = (kind, &outcome) {
+                        self.volumes.still_until = Some(until);
+                    }
+                    self.answer(id, outcome.map(drop));
+                }
+                (None, _, outcome) => self.warn(outcome.map(drop)),
+            }
+        }
+    }
+
+    /// Has a process work on what was asked.
+    fn work_on(
+        &mut self,
+        id: Option<u32>,
+        kind: Kind,
+        task: impl FnOnce(&[MountSpec]) -> Result<Task, String>,
+    ) {
+        let started = if self.volumes.requests.len() >= MOST_REQUESTS {
+            Err("too much is being asked at once".to_owned())
+        } else if self.volumes.are_going() {
+            Err("the machine is being stopped".to_owned())
+        } else {
+            task(&self.volumes.mounts)
+        };
+        let watched = started.and_then(|task| watch(&self.epoll, task.pipe()).map(|()| task));
+        match (watched, id) {
+            (Ok(task), _) => self.volumes.requests.push(Request { id, kind, task }),
+            (Err(failure), Some(id)) => self.answer(id, Err(failure)),
+            (Err(failure), None) => self.warn(Err(failure)),
+        }
+    }
+
+    pub(super) fn grow_volume(&mut self, id: u32, volume: u8, size: u64) {
+        self.work_on(Some(id), Kind::Plain, |mounts| {
+            let mount = mounts.iter().find(|mount| mount.volume == volume);
+            let mount = mount.ok_or_else(|| format!("the machine has no volume {volume}"))?;
+            Task::start("growing the file system", GROW_PATIENCE, Late::Killed, || {
+                volumes::grow(mount, size)
+            })
+        });
+    }
+
+    pub(super) fn tell_volume_usage(&mut self, id: u32) {
+        if self.volumes.are_none() {
+            let none = GuestMessage::VolumeUsage { id, volumes: Vec::new() };
+            return self.port.send(&none, b"");
+        }
+        self.work_on(Some(id), Kind::Usage, |mounts| {
+            Task::start("looking at the volumes", LOOK_PATIENCE, Late::Killed, || {
+                volumes::usage(mounts)
+            })
+        });
+    }
+
+    pub(super) fn freeze_volumes(&mut self, id: u32, deadline_ms: u64) {
+        let patience = Duration::from_millis(deadline_ms).min(MOST_STILL);
+        let until = Instant::now() + patience;
+        self.work_on(Some(id), Kind::Freeze(until), |mounts| {
+            Task::start("holding the volumes still", patience, Late::Left, || {
+                volumes::freeze(mounts, until)
+            })
+        });
+    }
+
+    pub(super) fn thaw_volumes(&mut self, id: u32) {
+        match self.volumes.still_until.take() {
+            Some(_) => self.let_volumes_go_on(Some(id)),
+            None => self.answer(id, Err("the volumes went on before".to_owned())),
+        }
+    }
+
+    fn let_volumes_go_on(&mut self, id: Option<u32>) {
+        self.work_on(id, Kind::Plain, |mounts| {
+            Task::start("letting the volumes go on", LOOK_PATIENCE, Late::Left, || {
+                volumes::thaw(mounts)
+            })
+        });
+    }
+
+    /// Writes out all file systems, and answers.
+    pub(super) fn write_out(&mut self, id: u32) {
+        if self.volumes.are_none() {
+            nix::unistd::sync();
+            return self.answer(id, Ok(()));
+        }
+        self.work_on(Some(id), Kind::Plain, |_| {
+            Task::start("writing out the volumes", WRITE_PATIENCE, Late::Left, || {
+                nix::unistd::sync();
+                Ok(String::new())
+            })
+        });
+    }
+
+    /// The host wants the VM to end. True when it may at once.
+    pub(super) fn power_off(&mut self) -> bool {
+        if self.volumes.are_none() {
+            return true;
+        }
+        self.volumes.powering_off = true;
+        self.release_volumes(None);
+        false
+    }
+
+    /// Ends all processes, unmounts the volumes, and tells the end then.
+    pub(super) fn release_volumes(&mut self, status: Option<GuestState>) {
+        if let Some(release) = &mut self.volumes.release {
+            release.status = release.status.take().or(status);
+            return;
+        }
+        // All but ourselves.
+        let _ = kill(Pid::from_raw(-1), Signal::SIGKILL);
+        self.volumes.mounting = None;
+        self.volumes.still_until = None;
+        let begun = Instant::now();
+        self.volumes.release = Some(Release { status, begun, alone: false, unmounting: None });
+    }
+
+    fn settle_release(&mut self, now: Instant) {
+        if self.volumes.release.as_ref().is_some_and(|release| !release.alone) {
+            // There may have been none whose end is told.
+            self.reap();
+        }
+        let Some(release) = &mut self.volumes.release else { return };
+        if release.unmounting.is_none() {
+            if !release.alone && now < release.begun + KILLED_PATIENCE {
+                return;
+            }
+            let mounts = &self.volumes.mounts;
+            let patience = UNMOUNT_PATIENCE.saturating_sub(now - release.begun);
+            let started = Task::start("unmounting the volumes", patience, Late::Left, || {
+                volumes::release(mounts)
+            });
+            match started.and_then(|task| watch(&self.epoll, task.pipe()).map(|()| task)) {
+                Ok(task) => release.unmounting = Some(task),
+                Err(error) => return self.released(Err(error)),
+            }
+        }
+        let outcome = release.unmounting.as_mut().and_then(|task| task.settle(now));
+        if let Some(outcome) = outcome {
+            self.released(outcome.map(drop));
+        }
+    }
+
+    fn released(&mut self, outcome: Result<(), String>) {
+        self.warn(outcome);
+        self.volumes.mounts.clear();
+        self.volumes.released = true;
+        if let Some(status) = self.volumes.release.take().and_then(|release| release.status) {
+            self.tell_end(status);
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! Checks that are about volumes.
+
+use std::{fs::OpenOptions, os::fd::OwnedFd};
+
+use rustix::fs::{FlockOperation, flock};
+
+use super::*;
+
+/// Between two looks whether a lock is free: a process that is being started has copies of all
+/// descriptors for a moment.
+const LOOK: Duration = Duration::from_millis(5);
+
+/// A volume of the fixture, as its worker knows it.
+struct Volume {
+    path: PathBuf,
+    passphrase: Passphrase,
+}
+
+impl Volume {
+    async fn new(fixture: &dyn Fixture, name: &str) -> Self {
+        let (path, passphrase) = fixture.volume(name).await;
+        Self { path, passphrase }
+    }
+
+    /// Its file, locked, if nobody else has it locked.
+    fn try_open(&self) -> Option<OwnedFd> {
+        let file = OpenOptions::new().read(true).write(true).open(&self.path).unwrap();
+        flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok().then(|| file.into())
+    }
+
+    async fn open(&self) -> OwnedFd {
+        let opened = async {
+            loop {
+                if let Some(file) = self.try_open() {
+                    return file;
+                }
+                tokio::time::sleep(LOOK).await;
+            }
+        };
+        timeout(DEADLINE, opened).await.expect("nobody has the volume any more")
+    }
+
+    /// For a launch, locked.
+    async fn disk(&self, index: u8) -> VolumeDisk {
+        let passphrase = Some(self.passphrase.clone());
+        VolumeDisk { index, file: Arc::new(self.open().await), passphrase, size: VOLUME_BYTES }
+    }
+
+    /// For a launch that can't open it.
+    async fn locked_up(&self, index: u8) -> VolumeDisk {
+        let wrong = Some(Passphrase::new("not it".to_owned()));
+        VolumeDisk { passphrase: wrong, ..self.disk(index).await }
+    }
+}
+
+/// A volume's lock goes to the VM and ends with it, however the VM ends.
+pub async fn a_volume_belongs_to_its_vm_as_long_as_that_lives(fixture: &dyn Fixture) {
+    let driver = fixture.driver().await;
+    let machine = Machine::new(fixture, driver.as_ref(), "m1");
+    let volume = Volume::new(fixture, "one").await;
+    let volumes = vec![volume.disk(0).await];
+    let vm = machine.try_launch_with(driver.as_ref(), volumes).await.unwrap();
+    answers(&vm).await;
+    assert!(volume.try_open().is_none(), "it is the VM's");
+    driver.close().await;
+    drop(driver);
+    assert!(volume.try_open().is_none(), "its server may be gone");
+    end(&vm).await;
+    drop(volume.open().await);
+
+    let driver = fixture.driver().await;
+    let volumes = vec![volume.disk(1).await];
+    let vm = machine.try_launch_with(driver.as_ref(), volumes).await.unwrap();
+    session(&vm).await.power_off().await;
+    assert_eq!(timeout(DEADLINE, vm.wait()).await.expect("it ends in time"), VmExit::Ended);
+    drop(volume.open().await);
+    driver.close().await;
+}
+
+/// Both volumes of a machine, and none that it does not have.
+pub async fn volumes_grow_also_when_the_vm_was_adopted(fixture: &dyn Fixture) {
+    let driver = fixture.driver().await;
+    let machine = Machine::new(fixture, driver.as_ref(), "m1");
+    let (one, two) = (Volume::new(fixture, "one").await, Volume::new(fixture, "two").await);
+    let volumes = vec![two.disk(1).await, one.disk(0).await];
+    let vm = machine.try_launch_with(driver.as_ref(), volumes).await.unwrap();
+    vm.resize_volume(0, 2 * VOLUME_BYTES).await.unwrap();
+    vm.resize_volume(0, 2 * VOLUME_BYTES).await.expect("the same again is harmless");
+    driver.close().await;
+    drop((vm, driver));
+
+    let driver = fixture.driver().await;
+    let vm = machine.adopt(driver.as_ref()).await.expect("it runs");
+    vm.resize_volume(1, 3 * VOLUME_BYTES).await.unwrap();
+    for (index, bytes) in [(0, VOLUME_BYTES), (1, VOLUME_BYTES), (2, 4 * VOLUME_BYTES)] {
+        let error = vm.resize_volume(index, bytes).await.unwrap_err();
+        assert!(matches!(error, VmmError::InvalidDisk { .. }), "{error}");
+    }
+    answers(&vm).await;
+    assert!(one.try_open().is_none() && two.try_open().is_none());
+    end(&vm).await;
+    let vm = machine.launch(driver.as_ref()).await;
+    let error = vm.resize_volume(0, 2 * VOLUME_BYTES).await.unwrap_err();
+    assert!(matches!(error, VmmError::InvalidDisk { .. }), "it has none: {error}");
+    end(&vm).await;
+    driver.close().await;
+}
+
+/// What is saved of a machine goes on with its volumes. Where one of them can't be opened, it is
+/// still saved.
+pub async fn a_machine_with_volumes_resumes_with_them(fixture: &dyn Fixture) {
+    let driver = fixture.driver().await;
+    let mut machine = Machine::new(fixture, driver.as_ref(), "m1");
+    let volume = Volume::new(fixture, "one").await;
+    let vm = machine.try_launch_with(driver.as_ref(), vec![volume.disk(0).await]).await.unwrap();
+    answers(&vm).await;
+    vm.save(&machine.directory()).await.unwrap();
+    end(&vm).await;
+
+    machine.spec.saved = Some(machine.directory());
+    let refused = machine.try_launch_with(driver.as_ref(), vec![volume.locked_up(0).await]).await;
+    let error = refused.err().expect("it can't be opened");
+    assert!(matches!(error, VmmError::InvalidDisk { .. }), "{error}");
+    assert!(driver.is_saved(&machine.directory()));
+    let vm = machine.try_launch_with(driver.as_ref(), vec![volume.disk(0).await]).await.unwrap();
+    assert_eq!(vm.start().kind, StartKind::Resume);
+    answers(&vm).await;
+    assert!(volume.try_open().is_none(), "it is the VM's");
+    end(&vm).await;
+    driver.close().await;
+}
+
+/// As any VM would.
+pub async fn a_warm_vm_gets_the_volumes_of_its_machine(fixture: &dyn Fixture) {
+    let driver = fixture.warm_driver().await;
+    let machine = Machine::new(fixture, driver.as_ref(), "m1");
+    let (one, two) = (Volume::new(fixture, "one").await, Volume::new(fixture, "two").await);
+    let volumes = vec![one.disk(0).await, two.disk(1).await];
+    let vm = machine.try_launch_with(driver.as_ref(), volumes).await.unwrap();
+    assert_eq!((vm.start().kind, vm.start().pool), (StartKind::Template, Some(PoolUse::Hit)));
+    answers(&vm).await;
+    assert!(one.try_open().is_none() && two.try_open().is_none());
+    vm.resize_volume(1, 2 * VOLUME_BYTES).await.unwrap();
+    end(&vm).await;
+    drop((one.open().await, two.open().await));
+    driver.close().await;
+}
+
+/// Neither of the volumes is held then, and the machine can start when it is another passphrase.
+pub async fn a_volume_that_cannot_be_opened_is_an_error_and_leaves_nothing(fixture: &dyn Fixture) {
+    for (id, is_warm) in [("m1", false), ("m2", true)] {
+        let driver = if is_warm { fixture.warm_driver().await } else { fixture.driver().await };
+        let machine = Machine::new(fixture, driver.as_ref(), id);
+        let before = machine.files();
+        let one = Volume::new(fixture, &format!("{id}-one")).await;
+        let two = Volume::new(fixture, &format!("{id}-two")).await;
+        let volumes = vec![one.disk(0).await, two.locked_up(1).await];
+        let refused = machine.try_launch_with(driver.as_ref(), volumes).await;
+        let error = refused.err().expect("it can't be opened");
+        assert!(
+            matches!(&error, VmmError::InvalidDisk { name, .. } if name == "volume1"),
+            "{error}"
+        );
+        assert!(!error.to_string().contains("not it"), "{error}");
+        assert_eq!(machine.files(), before);
+        assert!(machine.adopt(driver.as_ref()).await.is_none());
+        let same = vec![one.disk(0).await, two.disk(0).await];
+        let refused = machine.try_launch_with(driver.as_ref(), same).await;
+        assert!(matches!(refused.err(), Some(VmmError::InvalidDisk { .. })), "one per slot");
+        let volumes = vec![one.disk(0).await, two.disk(1).await];
+        let vm = machine.try_launch_with(driver.as_ref(), volumes).await.unwrap();
+        end(&vm).await;
+        driver.close().await;
+        drop(vm);
+        assert_no_slots(fixture);
+    }
+}
