@@ -51,7 +51,11 @@ async fn idle(stand: &Stand<'_>, app: &str) -> Result<Machine> {
 async fn fetched(machine: &Machine, url: &str) -> Result<Result<String, String>> {
     let line = format!("wget -q -O - {url}");
     let exec = machine.exec(&["/bin/sh", "-c", &line]).await?;
-    Ok(if exec.code == 0 { Ok(exec.stdout) } else { Err(format!("{}: {}", exec.code, exec.stderr)) })
+    Ok(if exec.code == 0 {
+        Ok(exec.stdout)
+    } else {
+        Err(format!("{}: {}", exec.code, exec.stderr))
+    })
 }
 
 /// Waits until this comes of fetching a URL: routes and names follow a change a moment later.

@@ -289,9 +289,9 @@ impl Server {
         let gateway = gateway.await?;
         let view = gateway.view();
         traffic.follow(view.clone(), catalog.clone());
-        tokio::spawn(async move {
-            tokio::join!(names.follow(&view), names.follow_addresses(&catalog))
-        });
+        tokio::spawn(
+            async move { tokio::join!(names.follow(&view), names.follow_addresses(&catalog)) },
+        );
         // Last, so that nothing that failed leaves it behind.
         vmm.keep_warm();
         Ok(Self { gateway, worker, traffic })

@@ -76,9 +76,7 @@ impl Index {
             ["_instances"] => instances(false),
             ["all", "_instances"] => instances(true),
             [labels @ .., app] => match network.get(*app) {
-                Some(app) => {
-                    app.look_up(labels, self.at(source).map(|(_, asker)| asker))
-                }
+                Some(app) => app.look_up(labels, self.at(source).map(|(_, asker)| asker)),
                 None => Found::Nothing,
             },
             [] => Found::Empty,

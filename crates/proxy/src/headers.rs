@@ -132,9 +132,8 @@ impl Origin {
         port: u16,
         client: Option<&PrivateClient>,
     ) -> Self {
-        let source = client.map(|client| {
-            text(&format!("instance={};app={}", client.machine, client.app))
-        });
+        let source =
+            client.map(|client| text(&format!("instance={};app={}", client.machine, client.app)));
         let (peer, local) = (peer.to_canonical(), local.to_canonical());
         Self {
             client_ip: text(&peer.to_string()),

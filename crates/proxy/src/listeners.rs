@@ -144,10 +144,9 @@ fn wanted(core: &Core, app: &App) -> HashSet<Place> {
     let private: Vec<_> = private.map(|address| ((*address).into(), true)).collect();
     let most = core.config.max_ports_per_address;
     let mut wanted = HashSet::new();
-    for (addresses, ports) in [
-        (own, all.chain(udp).collect::<Vec<_>>()),
-        (private, without_tls.collect::<Vec<_>>()),
-    ] {
+    for (addresses, ports) in
+        [(own, all.chain(udp).collect::<Vec<_>>()), (private, without_tls.collect::<Vec<_>>())]
+    {
         if ports.len() > most && !addresses.is_empty() {
             let ports = ports.len();
             tracing::warn!(app = %app.name, ports, most, "not all ports are listened to");

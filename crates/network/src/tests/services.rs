@@ -25,12 +25,7 @@ struct Machine {
 
 impl Machine {
     /// One whose network is that of its address.
-    async fn start(
-        network: &Network,
-        place: &TempDir,
-        tap: &'static str,
-        address: &str,
-    ) -> Self {
+    async fn start(network: &Network, place: &TempDir, tap: &'static str, address: &str) -> Self {
         let ipv6: Ipv6Addr = address.parse().unwrap();
         let number = tap.trim_start_matches("caddis").parse().unwrap();
         let mac = format!("02:00:00:00:00:{number:02}");
