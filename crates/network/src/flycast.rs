@@ -1,6 +1,7 @@
 //! Addresses of services within private networks ("Flycast" of the reference): `0:1::/80` of each
-//! network. The namespace takes what is sent there as its own (AnyIP), and the packet filter lets in
-//! TCP of the network's machines. Who answers there opens its sockets with [`Network::open_inside`].
+//! network. The namespace takes what is sent there as its own (AnyIP), and the packet filter lets
+//! in TCP of the network's machines. Who answers there opens its sockets with
+//! [`Network::open_inside`].
 
 use std::{
     io,

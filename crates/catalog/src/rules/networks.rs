@@ -41,8 +41,8 @@ fn random_prefix() -> String {
     format!("{}/48", Ipv6Addr::new(0xfdaa, high, low, 0, 0, 0, 0, 0))
 }
 
-/// An address in a network: a random /112, host part 2. The first 2^33 are left out: the name server
-/// of peers and the addresses of services are there in the reference.
+/// An address in a network: a random /112, host part 2. The first 2^33 are left out: the name
+/// server of peers and the addresses of services are there in the reference.
 pub(super) fn random_address(prefix: &str) -> Ipv6Addr {
     let network = prefix.split('/').next().and_then(|text| text.parse::<Ipv6Addr>().ok());
     let network = network.unwrap_or(Ipv6Addr::UNSPECIFIED).to_bits() >> 80 << 80;

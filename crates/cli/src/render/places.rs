@@ -62,6 +62,7 @@ fn own(ip: &str, port: &ServicePort) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use caddis_api::addresses::IpAssignmentNetwork;
     use serde_json::json;
 
     use super::*;
@@ -116,6 +117,20 @@ mod tests {
             ]
         );
         assert_eq!(all(&app, &services[1..2], &addresses[..1]), [""; 0]);
+        let mut private = address("fdaa:1:2:0:1::1", false);
+        let (name, org_slug) = (String::new(), "personal".to_owned());
+        private.network = Some(IpAssignmentNetwork { name, org_slug });
+        assert_eq!(
+            all(&app, &services, &[private.clone(), private]),
+            [
+                "http://hello.localhost:8080",
+                "https://hello.localhost:8443",
+                "http://hello.flycast:80",
+                "http://hello.flycast:8080",
+                "hello.flycast:5432",
+                "hello.flycast:7000-7010",
+            ]
+        );
         app.urls = None;
         assert_eq!(all(&app, &services[..1], &[]), [""; 0]);
     }

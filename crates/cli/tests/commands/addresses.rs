@@ -51,10 +51,10 @@ async fn addresses_are_allocated_listed_and_released() {
     ----- stderr -----
     Error: could not allocate an address: failed_precondition: this server has no IPv6 addresses for apps: give it some with --public-addresses (Request ID: …)
     ");
-    assert_snapshot!(stand.run("ips allocate-v6 -a shop --private").await, @"
+    assert_snapshot!(stand.run("ips allocate-v6 -a shop --private --network other").await, @"
     exit code 1
     ----- stderr -----
-    Error: could not allocate an address: failed_precondition: private addresses of apps are not available yet: machines of a network reach each other at their own private addresses (Request ID: …)
+    Error: could not allocate an address: network not found (Request ID: …)
     ");
     assert_snapshot!(stand.run("ips allocate-egress -a shop -r local").await, @"
     exit code 1
@@ -68,6 +68,24 @@ async fn addresses_are_allocated_listed_and_released() {
     Error: Could not find App "nothing" (Request ID: …)
     'caddis apps list' lists the apps.
     "#);
+}
+
+#[tokio::test]
+async fn an_address_within_a_private_network_is_allocated_listed_and_released() {
+    let stand = Stand::with_app().await;
+    let given = stand.run("ips allocate-v6 -a shop --private --json").await.ok().json();
+    let ip = given["ip"].as_str().unwrap();
+    assert!(ip.starts_with("fdaa:") && ip.ends_with(":0:1::1"), "{ip}");
+    assert_eq!(given["network"], serde_json::json!({ "name": "", "org_slug": "personal" }));
+    let second = stand.run("ips allocate-v6 -a shop --private --org personal").await.ok();
+    let row = format!(" v6      │ {}2 │ private │ global ", ip.strip_suffix('1').unwrap());
+    assert!(second.stdout.contains(&row), "{second}");
+    let listed = stand.run("ips list -a shop").await.ok();
+    assert!(listed.stdout.contains(&row) && listed.stdout.contains(ip), "{listed}");
+    let released = stand.run(&format!("ips release -a shop {ip}")).await.ok();
+    assert_eq!(released.stdout, format!("Released {ip} from shop\n"));
+    let listed = stand.run("ips list -a shop").await.ok();
+    assert!(listed.stdout.contains(&row) && !listed.stdout.contains(ip), "{listed}");
 }
 
 #[tokio::test]
