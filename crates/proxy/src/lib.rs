@@ -34,6 +34,7 @@ mod machine;
 mod machines;
 mod pool;
 mod proxy;
+mod rare;
 mod replay_body;
 mod request_guard;
 mod routes;
