@@ -18,6 +18,11 @@ const PROGRAM: &str = "echo ready; until [ -e /tmp/go ]; do sleep 1; done; mkdir
                        busybox httpd -f -p 8080 -h /tmp/www & \
                        until [ -e /tmp/end ]; do sleep 1; done; kill $!; sleep 1000000";
 
+/// Listens from when `go` is there, or port 8080 of `PEER` is open.
+const FOLLOWER: &str = "echo ready; until [ -e /tmp/go ] || \
+                        { [ -n \"$PEER\" ] && busybox nc -w 2 $PEER 8080 </dev/null; }; do sleep 1; done; \
+                        exec busybox httpd -f -p 8080";
+
 /// Waits until a check stands like this.
 async fn until(machine: &Machine, name: &str, status: &str, output: &str) -> Result<Value> {
     let deadline = Instant::now() + DEADLINE;
@@ -133,7 +138,7 @@ async fn cloning_and_updating_a_machine_wait_for_its_checks_to_pass() -> Result<
     let host = Host::new().await?;
     let stand = Stand::new(&host).await?;
     let check = json!({ "type": "tcp", "port": 8080, "interval": "1s", "grace_period": "0s" });
-    let source = stand.script(PROGRAM, json!({ "checks": { "web": check } })).await?;
+    let source = stand.script(FOLLOWER, json!({ "checks": { "web": check } })).await?;
     source.logged("ready").await?;
 
     let clone = ["machine", "clone", source.id(), "--name", "copy", "-a", APP];
@@ -149,12 +154,15 @@ async fn cloning_and_updating_a_machine_wait_for_its_checks_to_pass() -> Result<
     ensure!(output.contains("Machine has been successfully cloned!"), "{output}");
     until(&copy, "web", "passing", "Success").await?;
 
-    let update = ["machine", "update", id, "-e", "COLOUR=blue", "--yes", "-a", APP];
+    // Nobody else may run anything in a machine that is being updated: it waits for the other one.
+    let ip = source.get().await?["private_ip"].as_str().context("an address")?.to_owned();
+    let peer = format!("PEER={ip}");
     copy.shell("rm /tmp/go").await?;
+    let update = ["machine", "update", id, "-e", &peer, "--yes", "-a", APP];
     let mut updating = Waiting::begin(&stand, &update).await?;
     until(&copy, "web", "critical", "connection refused").await?;
     ensure!(updating.waits()?, "its check fails");
-    copy.shell("touch /tmp/go").await?;
+    source.shell("touch /tmp/go").await?;
     let output = updating.end().await?;
     ensure!(output.contains(&format!("Machine {id} updated successfully!")), "{output}");
     until(&copy, "web", "passing", "Success").await?;

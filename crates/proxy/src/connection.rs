@@ -6,7 +6,7 @@ use std::{
     pin::pin,
     sync::{
         Arc, Weak,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -32,6 +32,7 @@ use crate::{
     error::Failure,
     forward::{self, StreamBody},
     headers::Origin,
+    rare::Rare,
     request_guard::Guarded,
     slow_client,
     socket::{ClientSocket, Monitor},
@@ -82,6 +83,8 @@ pub(crate) struct Connection {
     had_request: AtomicBool,
     /// Responses over HTTP/2, each with a client's window of its own.
     streams: Mutex<Vec<Weak<StreamBody>>>,
+    /// How many.
+    watched: AtomicUsize,
     /// Whether the client takes too little of what it is sent.
     is_slow: AtomicBool,
     monitor: Arc<Monitor>,
@@ -103,18 +106,37 @@ impl Connection {
         }
     }
 
+    /// Ends when no request has come in time. hyper's own timer runs only once it knows by the
+    /// first bytes which version is spoken.
+    async fn silent(&self, timeout: Duration) {
+        tokio::time::sleep(timeout).await;
+        if self.had_request.load(Ordering::Relaxed) {
+            std::future::pending().await
+        }
+    }
+
+    /// Ends when nothing went over it for so long.
+    async fn idle(&self, timeout: Option<Duration>) {
+        match timeout {
+            Some(timeout) => self.monitor.idle(timeout).await,
+            None => std::future::pending().await,
+        }
+    }
+
     /// Watches how the client takes a response, until [`Connection::unwatch`].
     pub(crate) fn watch(&self, stream: &Arc<StreamBody>) {
         self.streams.lock().push(Arc::downgrade(stream));
+        self.watched.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(crate) fn unwatch(&self, stream: &StreamBody) {
         self.streams.lock().retain(|one| !std::ptr::eq(one.as_ptr(), stream));
+        self.watched.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// Whether there is something that the client may take too slowly.
     pub(crate) fn may_be_slow(&self) -> bool {
-        self.blocked().is_some() || !self.streams.lock().is_empty()
+        self.blocked().is_some() || self.watched.load(Ordering::Relaxed) > 0
     }
 
     /// Bytes sent so far, if more waits for the client to take some of them.
@@ -167,6 +189,7 @@ pub(crate) async fn attend(
         drain: Notify::new(),
         had_request: AtomicBool::new(false),
         streams: Mutex::default(),
+        watched: AtomicUsize::new(0),
         is_slow: AtomicBool::new(false),
         monitor: socket.monitor(),
     };
@@ -318,17 +341,22 @@ async fn serve_http<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     });
     let stream = TokioIo::new(Guarded::new(stream));
     let mut serving = pin!(builder.serve_connection_with_upgrades(stream, service));
-    let mut idle = pin!(async {
-        match options.idle_timeout {
-            Some(timeout) => connection.monitor.idle(timeout).await,
-            None => std::future::pending().await,
+    let asked_to_end = pin!(async {
+        tokio::select! {
+            () = connection.drain.notified() => {}
+            () = core.stopping.cancelled() => {}
         }
     });
-    // hyper's own timer runs only once it knows by the first bytes which version is spoken.
-    let mut silent = pin!(tokio::time::sleep(head_timeout));
-    let mut may_be_silent = true;
-    // Nothing is read while a machine owes a response, or takes its time over one.
-    let mut broken = pin!(connection.monitor.broken());
+    let mut asked_to_end = Rare::new(asked_to_end);
+    let over = pin!(async {
+        tokio::select! {
+            () = connection.silent(head_timeout) => {}
+            () = connection.idle(options.idle_timeout) => {}
+            // Nothing is read while a machine owes a response, or takes its time over one.
+            () = connection.monitor.broken() => {}
+        }
+    });
+    let mut over = Rare::new(over);
     let mut slow = pin!(slow_client::found(&connection, &core.config.download_limit));
     let mut is_closing = false;
     loop {
@@ -340,18 +368,9 @@ async fn serve_http<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
                 }
                 return;
             }
-            () = connection.drain.notified(), if !is_closing => {}
-            () = core.stopping.cancelled(), if !is_closing => {}
-            () = idle.as_mut() => return,
-            () = broken.as_mut() => return,
+            () = &mut asked_to_end, if !is_closing => {}
+            () = &mut over => return,
             () = slow.as_mut() => return connection.is_slow.store(true, Ordering::Relaxed),
-            () = silent.as_mut(), if may_be_silent => {
-                if !connection.had_request.load(Ordering::Relaxed) {
-                    return;
-                }
-                may_be_silent = false;
-                continue;
-            }
         }
         is_closing = true;
         serving.as_mut().graceful_shutdown();

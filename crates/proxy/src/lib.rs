@@ -35,6 +35,7 @@ mod machines;
 mod pool;
 mod private;
 mod proxy;
+mod rare;
 mod replay_body;
 mod request_guard;
 mod routes;

@@ -19,6 +19,7 @@ use std::{
 
 use caddis_api::MachineId;
 use parking_lot::Mutex;
+use slab::Slab;
 use tokio::{
     net::TcpStream,
     sync::{Notify, watch},
@@ -87,9 +88,8 @@ pub(crate) struct Machine {
     startups: Mutex<HashMap<ServiceKey, watch::Receiver<Progress>>>,
     probe: Mutex<Option<(u16, Instant, TcpStream)>>,
     pub pool: Pool,
-    /// Client connections with a request at this machine, by a number of the request.
-    clients: Mutex<HashMap<u64, Arc<Connection>>>,
-    next_client: AtomicU64,
+    /// Client connections with a request at this machine, for each request.
+    clients: Mutex<Slab<Arc<Connection>>>,
     drain: Mutex<CancellationToken>,
     cut: Mutex<CancellationToken>,
     connections: AtomicU32,
@@ -123,7 +123,6 @@ impl Machine {
             probe: Mutex::default(),
             pool: Pool::default(),
             clients: Mutex::default(),
-            next_client: AtomicU64::new(0),
             drain: Mutex::default(),
             cut: Mutex::default(),
             connections: AtomicU32::new(0),
@@ -251,7 +250,7 @@ impl Machine {
     /// Tells streams to end: close frames, GOAWAY.
     pub(crate) fn tell_drain(&self) {
         self.drain.lock().cancel();
-        for connection in self.clients.lock().values() {
+        for (_, connection) in self.clients.lock().iter() {
             connection.drain.notify_one();
         }
     }
@@ -302,8 +301,7 @@ impl Machine {
 
     /// A client has a request here, until dropped.
     pub(crate) fn serves(self: &Arc<Self>, connection: &Arc<Connection>) -> Serves {
-        let number = self.next_client.fetch_add(1, Ordering::Relaxed);
-        self.clients.lock().insert(number, connection.clone());
+        let number = self.clients.lock().insert(connection.clone());
         Serves { machine: self.clone(), number }
     }
 
@@ -467,11 +465,12 @@ impl Drop for Connected {
 #[derive(Debug)]
 pub(crate) struct Serves {
     machine: Arc<Machine>,
-    number: u64,
+    number: usize,
 }
 
 impl Drop for Serves {
     fn drop(&mut self) {
-        self.machine.clients.lock().remove(&self.number);
+        let connection = self.machine.clients.lock().try_remove(self.number);
+        drop(connection);
     }
 }

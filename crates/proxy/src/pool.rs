@@ -20,7 +20,7 @@ use tokio::{io::AsyncWriteExt as _, net::TcpStream, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    ErrorCode, app::Candidate, core::Core, error::Failure, machine::Machine,
+    ErrorCode, app::Candidate, core::Core, error::Failure, machine::Machine, rare::Rare,
     replay_body::ReplayBody, socket,
 };
 
@@ -289,6 +289,12 @@ async fn handshake(
 ) -> hyper::Result<Sender> {
     let connected = machine.connected();
     let all_cut = core.cut.clone();
+    let ended = Box::pin(async move {
+        tokio::select! {
+            () = cut.cancelled() => {}
+            () = all_cut.cancelled() => {}
+        }
+    });
     let stream = TokioIo::new(stream);
     if wanted.is_h2 {
         let (sender, connection) = http2::Builder::new(TokioExecutor::new())
@@ -301,8 +307,7 @@ async fn handshake(
             tokio::select! {
                 biased;
                 _ = connection => {}
-                () = cut.cancelled() => {}
-                () = all_cut.cancelled() => {}
+                () = Rare::new(ended) => {}
             }
         });
         return Ok(Sender::Http2(sender));
@@ -313,8 +318,7 @@ async fn handshake(
         tokio::select! {
             biased;
             _ = connection.with_upgrades() => {}
-            () = cut.cancelled() => {}
-            () = all_cut.cancelled() => {}
+            () = Rare::new(ended) => {}
         }
     });
     Ok(Sender::Http1(sender))

@@ -27,9 +27,9 @@ pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 #[error("nobody waits for the response any more")]
 struct Abandoned(#[source] h2::Error);
 
-/// The body that the client sends, and what was kept of it.
+/// The body that the client sends, and what was kept of it. None: there is nothing to send.
 #[derive(Debug)]
-pub(crate) struct Source(Arc<Mutex<Inner>>);
+pub(crate) struct Source(Option<Arc<Mutex<Inner>>>);
 
 #[derive(Debug)]
 struct Inner {
@@ -104,62 +104,70 @@ impl Kept {
 impl Source {
     /// Limits are in bytes: of what is kept in memory, and in all.
     pub(crate) fn new(incoming: Incoming, memory_limit: usize, disk_limit: u64) -> Self {
-        let is_ended = incoming.is_end_stream();
-        let hint = incoming.size_hint();
+        if incoming.is_end_stream() {
+            return Self(None);
+        }
         let inner = Inner {
-            hint,
-            incoming: (!is_ended).then_some(incoming),
+            hint: incoming.size_hint(),
+            incoming: Some(incoming),
             attempt: 0,
             kept: Kept { memory_limit, disk_limit, ..Kept::default() },
             trailers: None,
-            is_ended,
+            is_ended: false,
             is_broken: false,
             passed: 0,
             waker: None,
         };
-        Self(Arc::new(Mutex::new(inner)))
+        Self(Some(Arc::new(Mutex::new(inner))))
+    }
+
+    /// What is asked of a body, or the answer for one that is empty.
+    fn ask<T>(&self, of_empty: T, ask: impl FnOnce(&Inner) -> T) -> T {
+        self.0.as_ref().map_or(of_empty, |inner| ask(&inner.lock()))
     }
 
     /// Whether there is nothing to send at all.
     pub(crate) fn is_empty(&self) -> bool {
-        let inner = self.0.lock();
-        inner.is_ended && inner.passed == 0 && inner.trailers.is_none()
+        self.ask(true, |inner| inner.is_ended && inner.passed == 0 && inner.trailers.is_none())
     }
 
     /// Whether all of it went by.
     pub(crate) fn is_ended(&self) -> bool {
-        self.0.lock().is_ended
+        self.ask(true, |inner| inner.is_ended)
     }
 
     /// Whether the client left before its end. What came of it must not be sent again: it would
     /// end like a whole body.
     pub(crate) fn is_broken(&self) -> bool {
-        self.0.lock().is_broken
+        self.ask(false, |inner| inner.is_broken)
     }
 
     /// Whether no byte went by yet.
     pub(crate) fn is_untouched(&self) -> bool {
-        self.0.lock().passed == 0
+        self.ask(true, |inner| inner.passed == 0)
     }
 
     /// Whether it can be sent from its begin.
     pub(crate) fn can_repeat(&self) -> bool {
-        !self.0.lock().kept.is_incomplete
+        self.ask(true, |inner| !inner.kept.is_incomplete)
     }
 
     /// Bytes that went by.
     pub(crate) fn passed(&self) -> u64 {
-        self.0.lock().passed
+        self.ask(0, |inner| inner.passed)
     }
 
     /// No other attempt will be made: what is kept is dropped.
     pub(crate) fn settle(&self) {
-        self.0.lock().kept.forget();
+        if let Some(inner) = &self.0 {
+            inner.lock().kept.forget();
+        }
     }
 
     /// No more of it is read. An attempt that has not sent all of it fails.
     pub(crate) fn abandon(&self) {
-        let mut inner = self.0.lock();
+        let Some(inner) = &self.0 else { return };
+        let mut inner = inner.lock();
         inner.attempt += 1;
         inner.kept.forget();
         let (incoming, waker) = (inner.incoming.take(), inner.waker.take());
@@ -173,13 +181,14 @@ impl Source {
     /// The body for one more attempt, from its begin. Bodies of earlier attempts end. `is_kept`
     /// says whether it may have to be sent again after this one.
     pub(crate) fn attempt(&self, is_kept: bool) -> ReplayBody {
-        let mut inner = self.0.lock();
-        inner.attempt += 1;
-        if is_kept && inner.passed == 0 {
-            inner.kept.is_keeping = true;
-        }
+        let attempt = self.0.as_ref().map_or(0, |inner| {
+            let mut inner = inner.lock();
+            inner.attempt += 1;
+            inner.kept.is_keeping |= is_kept && inner.passed == 0;
+            inner.attempt
+        });
         ReplayBody {
-            attempt: inner.attempt,
+            attempt,
             position: 0,
             next_in_memory: 0,
             has_sent_trailers: false,
@@ -191,7 +200,7 @@ impl Source {
 /// See [`Source::attempt`].
 #[derive(Debug)]
 pub(crate) struct ReplayBody {
-    inner: Arc<Mutex<Inner>>,
+    inner: Option<Arc<Mutex<Inner>>>,
     attempt: u32,
     /// Bytes sent in this attempt.
     position: u64,
@@ -232,7 +241,7 @@ impl Body for ReplayBody {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let this = self.get_mut();
-        let shared = this.inner.clone();
+        let Some(shared) = this.inner.clone() else { return Poll::Ready(None) };
         let mut inner = shared.lock();
         let inner = &mut *inner;
         if inner.attempt != this.attempt {
@@ -286,14 +295,16 @@ impl Body for ReplayBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        let inner = self.inner.lock();
+        let Some(inner) = &self.inner else { return true };
+        let inner = inner.lock();
         inner.is_ended
             && self.position >= inner.passed
             && (self.has_sent_trailers || inner.trailers.is_none())
     }
 
     fn size_hint(&self) -> SizeHint {
-        let inner = self.inner.lock();
+        let Some(inner) = &self.inner else { return SizeHint::with_exact(0) };
+        let inner = inner.lock();
         if inner.is_ended && inner.passed == 0 {
             return SizeHint::with_exact(0);
         }
