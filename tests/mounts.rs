@@ -118,8 +118,8 @@ async fn what_is_on_a_volume_outlives_its_machine_its_vm_and_the_server() -> Res
     let config = json!({
         "image": stand.busybox()?, "mounts": [{ "volume": volume, "path": "/data" }],
     });
-    let refused = api.post(&format!("/v1/apps/{APP}/machines"), json!({ "config": config }));
-    let refused = refused.await?;
+    let refused =
+        api.post(&format!("/v1/apps/{APP}/machines"), json!({ "config": config })).await?;
     assert_eq!(refused.status, 412, "{}", refused.text);
     assert!(refused.error().contains(first.id()), "{}", refused.text);
     let refused = api.delete(&format!("{}/{volume}", volumes())).await?;
