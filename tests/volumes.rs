@@ -15,7 +15,7 @@ use async_trait::async_trait;
 use caddis_guest_protocol::{
     GuestState, MachineSpec,
     host::{AgentStream, Connector, ExecCommand, GuestEvent, Session},
-    spec::{MountSpec, VolumeFilesystem},
+    spec::{FileSpec, GATEWAY_V4, GATEWAY_V6, MountSpec, NetworkSpec, VolumeFilesystem},
 };
 use caddis_testkit::{DEADLINE, run};
 use caddis_vmm::{
@@ -62,6 +62,7 @@ struct Machine<'a> {
     spec: LaunchSpec,
     user: &'a str,
     argv: Vec<String>,
+    files: Vec<FileSpec>,
 }
 
 impl<'a> Machine<'a> {
@@ -85,7 +86,7 @@ impl<'a> Machine<'a> {
             saved: None,
         };
         let argv = ["sleep", "1000000"].map(str::to_owned).to_vec();
-        Ok(Self { host, driver, spec, user: "", argv })
+        Ok(Self { host, driver, spec, user: "", argv, files: Vec::new() })
     }
 
     async fn launch(&self, mounts: &[Mount<'_>]) -> Result<(Arc<dyn Vm>, Vec<MountSpec>)> {
@@ -140,6 +141,15 @@ impl<'a> Machine<'a> {
                 root_size: ROOT_BYTES,
                 time_ns: u64::try_from(since.as_nanos())?,
                 mounts,
+                files: self.files.clone(),
+                network: NetworkSpec {
+                    mac: self.spec.mac.clone(),
+                    ipv4: [192, 0, 2, 3].into(),
+                    ipv4_gateway: GATEWAY_V4,
+                    ipv6: [0x2001, 0xdb8, 0, 0, 0, 0, 0, 3].into(),
+                    ipv6_gateway: GATEWAY_V6,
+                    ..NetworkSpec::default()
+                },
                 ..MachineSpec::default()
             })
             .await?;
@@ -177,7 +187,14 @@ impl Running {
             output_limit: 1 << 20,
             ..ExecCommand::default()
         };
-        let outcome = timeout(DEADLINE, self.session.exec(command)).await??;
+        let outcome = match timeout(DEADLINE, self.session.exec(command)).await? {
+            Ok(outcome) => outcome,
+            Err(error) => {
+                let pause = *self.vm.pause().borrow();
+                let end = timeout(Duration::from_millis(10), self.vm.wait()).await;
+                return Err(error).context(format!("{line}: {pause:?} {end:?}"));
+            }
+        };
         let said = [outcome.stdout, outcome.stderr].concat();
         Ok((outcome.code, String::from_utf8(said)?.trim().to_owned()))
     }
@@ -207,12 +224,28 @@ impl Running {
         timeout(DEADLINE, end).await?
     }
 
+    /// As when its worker gives it up.
+    async fn power_off(self) -> Result<()> {
+        self.session.power_off().await;
+        timeout(DEADLINE, self.vm.wait()).await?;
+        self.session.close();
+        Ok(())
+    }
+
     /// As a crash of the host's process does it.
     async fn kill(self) -> Result<()> {
         self.session.close();
         self.vm.kill().await?;
         timeout(DEADLINE, self.vm.wait()).await?;
         Ok(())
+    }
+}
+
+/// Has a test that fails say why before its host complains of what it has left.
+async fn on_a_host(test: impl AsyncFnOnce(&QemuHost) -> Result<()>) {
+    let host = QemuHost::new().await;
+    if let Err(error) = test(&host).await {
+        panic!("{error:?}");
     }
 }
 
@@ -268,57 +301,60 @@ fn contains(path: &Path, text: &str) -> Result<bool> {
 }
 
 #[tokio::test]
-async fn what_was_synced_outlives_a_killed_vm_however_the_next_one_starts() -> Result<()> {
-    let host = QemuHost::new().await;
-    let secret = host.create_volume("vol_secret", Filesystem::Ext4, true).await;
-    let plain = host.create_volume("vol_plain", Filesystem::Ext4, false).await;
-    let driver = host.qemu(ONE);
-    driver.keep_warm();
-    let mut machine = Machine::new(&host, &driver, "m1")?;
-    machine.user = "www";
-    let template = |pool| Some((StartKind::Template, pool));
-    let ways = [
-        Some((StartKind::Cold, None)),
-        template(Some(PoolUse::Empty)),
-        template(Some(PoolUse::Hit)),
-    ];
-    for (round, way) in ways.into_iter().enumerate() {
-        machine.spec.kernel_args = match way {
-            Some((StartKind::Cold, _)) => vec!["loglevel=3".to_owned()],
-            _ => Vec::new(),
-        };
-        machine.spec.not_warm = round == 1;
-        if round > 0 {
-            until_warm(&driver).await;
-        }
-        let mounts = [ext4(&secret, "/data"), ext4(&plain, "/escape/plain")];
-        let vm = machine.start(&mounts).await?;
-        ensure!(vm.failure.is_none(), "{:?}", vm.failure);
-        let start = vm.vm.start();
-        eprintln!("round {round}: {start:?}");
-        ensure!(Some(start.kind) == way.map(|(kind, _)| kind), "{round}: {start:?}");
-        let owner = vm.shell("stat -c %u:%g /data /elsewhere/plain").await?;
-        ensure!(owner == "1000:1001\n1000:1001", "{owner}");
-        let table = vm.shell("grep /data /proc/mounts").await?;
-        ensure!(table.contains("errors=remount-ro") && table.contains("relatime"), "{table}");
-        for number in 0..round {
-            let read = vm.shell(&format!("cat /data/{number} /elsewhere/plain/{number}")).await?;
-            ensure!(read == format!("needle {number}\nneedle {number}"), "{read}");
-        }
-        for place in ["/data", "/elsewhere/plain"] {
-            let write = format!(
-                "echo needle {round} | dd of={place}/{round} conv=fsync 2>/dev/null; \
+async fn what_was_synced_outlives_a_killed_vm_however_the_next_one_starts() {
+    on_a_host(async |host| {
+        let secret = host.create_volume("vol_secret", Filesystem::Ext4, true).await;
+        let plain = host.create_volume("vol_plain", Filesystem::Ext4, false).await;
+        let driver = host.qemu(ONE);
+        driver.keep_warm();
+        let mut machine = Machine::new(host, &driver, "m1")?;
+        machine.user = "www";
+        let template = |pool| Some((StartKind::Template, pool));
+        let ways = [
+            Some((StartKind::Cold, None)),
+            template(Some(PoolUse::Empty)),
+            template(Some(PoolUse::Hit)),
+        ];
+        for (round, way) in ways.into_iter().enumerate() {
+            machine.spec.kernel_args = match way {
+                Some((StartKind::Cold, _)) => vec!["loglevel=3".to_owned()],
+                _ => Vec::new(),
+            };
+            machine.spec.not_warm = round == 1;
+            if round > 0 {
+                until_warm(&driver).await;
+            }
+            let mounts = [ext4(&secret, "/data"), ext4(&plain, "/escape/plain")];
+            let vm = machine.start(&mounts).await?;
+            ensure!(vm.failure.is_none(), "{:?}", vm.failure);
+            let start = vm.vm.start();
+            eprintln!("round {round}: {start:?}");
+            ensure!(Some(start.kind) == way.map(|(kind, _)| kind), "{round}: {start:?}");
+            let owner = vm.shell("stat -c %u:%g /data /elsewhere/plain").await?;
+            ensure!(owner == "1000:1001\n1000:1001", "{owner}");
+            let table = vm.shell("grep /data /proc/mounts").await?;
+            ensure!(table.contains("errors=remount-ro") && table.contains("relatime"), "{table}");
+            for number in 0..round {
+                let read =
+                    vm.shell(&format!("cat /data/{number} /elsewhere/plain/{number}")).await?;
+                ensure!(read == format!("needle {number}\nneedle {number}"), "{read}");
+            }
+            for place in ["/data", "/elsewhere/plain"] {
+                let write = format!(
+                    "echo needle {round} | dd of={place}/{round} conv=fsync 2>/dev/null; \
                  dd if={place}/{round} of=/dev/null 2>/dev/null; \
                  sync -d {place}; sync {place}/{round}"
-            );
-            vm.shell(&write).await?;
+                );
+                vm.shell(&write).await?;
+            }
+            vm.kill().await?;
         }
-        vm.kill().await?;
-    }
-    assert!(contains(&disk_of(&host, &plain), "needle 2")?);
-    assert!(!contains(&disk_of(&host, &secret), "needle")?, "it is encrypted");
-    driver.close().await;
-    Ok(())
+        assert!(contains(&disk_of(host, &plain), "needle 2")?);
+        assert!(!contains(&disk_of(host, &secret), "needle")?, "it is encrypted");
+        driver.close().await;
+        Ok(())
+    })
+    .await;
 }
 
 /// `fdatasync` of a process, counted.
@@ -360,12 +396,12 @@ impl Counted {
 }
 
 #[tokio::test]
-async fn a_sync_of_a_program_is_one_of_the_volume_s_file_and_of_no_other() -> Result<()> {
+async fn a_sync_of_a_program_is_one_of_the_volume_s_file_and_of_no_other() {
+    on_a_host(async |host| {
     const SYNCS: usize = 5;
-    let host = QemuHost::new().await;
     let volume = host.create_volume("vol_a", Filesystem::Ext4, false).await;
     let driver = host.qemu(NONE);
-    let machine = Machine::new(&host, &driver, "m1")?;
+    let machine = Machine::new(host, &driver, "m1")?;
     let vm = machine.start(&[ext4(&volume, "/data")]).await?;
     ensure!(vm.failure.is_none(), "{:?}", vm.failure);
     let write = |place: &str| {
@@ -374,10 +410,10 @@ async fn a_sync_of_a_program_is_one_of_the_volume_s_file_and_of_no_other() -> Re
              2>/dev/null; done"
         )
     };
-    let counted = Counted::begin(&host, vm.vm.pid()).await?;
+    let counted = Counted::begin(host, vm.vm.pid()).await?;
     vm.shell(&write("/tmp")).await?;
     let of_root = counted.end()?;
-    let counted = Counted::begin(&host, vm.vm.pid()).await?;
+    let counted = Counted::begin(host, vm.vm.pid()).await?;
     vm.shell(&write("/data")).await?;
     let of_volume = counted.end()?;
     ensure!(of_volume >= SYNCS, "{of_volume} of {SYNCS}");
@@ -386,203 +422,244 @@ async fn a_sync_of_a_program_is_one_of_the_volume_s_file_and_of_no_other() -> Re
     vm.kill().await?;
     driver.close().await;
     Ok(())
+}).await;
 }
 
 #[tokio::test]
-async fn an_end_that_is_told_leaves_volumes_clean_whatever_has_run() -> Result<()> {
-    let host = QemuHost::new().await;
-    let volume = host.create_volume("vol_a", Filesystem::Ext4, false).await;
-    let driver = host.qemu(NONE);
-    let mut machine = Machine::new(&host, &driver, "m1")?;
-    machine.argv = ["sh", "-c", BUSY].map(str::to_owned).to_vec();
-    for still in [false, true] {
-        let mut vm = machine.start(&[ext4(&volume, "/data")]).await?;
-        ensure!(vm.failure.is_none(), "{:?}", vm.failure);
-        vm.shell("while ! [ -s /data/busy ] || ! [ -s /data/held ]; do sleep 0.1; done").await?;
-        if still {
-            vm.session.freeze_volumes(Duration::from_secs(250)).await?;
-        }
-        vm.session.signal(2).await?;
-        let end = vm.end().await?;
-        ensure!(matches!(&end, GuestState::Exited(report) if report.code == 7), "{end:?}");
-        let refused = vm.try_shell("true").await;
-        ensure!(refused.is_err(), "{refused:?}");
-        // The report says that it may be killed.
-        vm.kill().await?;
-        is_clean(&raw(&host, &volume)?)?;
-    }
-    // As when its worker gives it up.
-    let vm = machine.start(&[ext4(&volume, "/data")]).await?;
-    ensure!(vm.failure.is_none(), "{:?}", vm.failure);
-    vm.session.power_off().await;
-    timeout(DEADLINE, vm.vm.wait()).await?;
-    is_clean(&raw(&host, &volume)?)?;
-    driver.close().await;
-    Ok(())
-}
-
-#[tokio::test]
-async fn a_volume_grows_under_a_running_program_and_between_two_starts() -> Result<()> {
-    let host = QemuHost::new().await;
-    let volume = host.create_volume("vol_a", Filesystem::Ext4, true).await;
-    let driver = host.qemu(NONE);
-    let machine = Machine::new(&host, &driver, "m1")?;
-    let vm = machine.start(&[ext4(&volume, "/data")]).await?;
-    ensure!(vm.failure.is_none(), "{:?}", vm.failure);
-    let size = vm.size().await?;
-    ensure!((GIB * 8 / 10..GIB).contains(&size), "{size}");
-    vm.shell("echo a >/data/a; sync").await?;
-    let Growth::Resize { bytes } = host.volumes.grow(&volume, SizeGib::new(2)?).await? else {
-        anyhow::bail!("it is in use");
-    };
-    vm.vm.resize_volume(0, bytes).await?;
-    vm.session.grow_volume(0, bytes, DEADLINE).await?;
-    let size = vm.size().await?;
-    ensure!((2 * GIB * 8 / 10..2 * GIB).contains(&size), "{size}");
-    let unknown = vm.session.grow_volume(1, bytes, DEADLINE).await;
-    ensure!(unknown.is_err(), "there is one only");
-    vm.session.power_off().await;
-    timeout(DEADLINE, vm.vm.wait()).await?;
-
-    let grown = async {
-        loop {
-            match host.volumes.grow(&volume, SizeGib::new(3)?).await? {
-                Growth::Done => return anyhow::Ok(()),
-                Growth::Resize { .. } => tokio::time::sleep(Duration::from_millis(20)).await,
+async fn an_end_that_is_told_leaves_volumes_clean_whatever_has_run() {
+    on_a_host(async |host| {
+        let volume = host.create_volume("vol_a", Filesystem::Ext4, false).await;
+        let driver = host.qemu(NONE);
+        let mut machine = Machine::new(host, &driver, "m1")?;
+        machine.argv = ["sh", "-c", BUSY].map(str::to_owned).to_vec();
+        for still in [false, true] {
+            let mut vm = machine.start(&[ext4(&volume, "/data")]).await?;
+            ensure!(vm.failure.is_none(), "{:?}", vm.failure);
+            vm.shell("while ! [ -s /data/busy ] || ! [ -s /data/held ]; do sleep 0.1; done")
+                .await?;
+            if still {
+                vm.session.freeze_volumes(Duration::from_secs(250)).await?;
             }
+            vm.session.signal(2).await?;
+            let end = vm.end().await?;
+            ensure!(matches!(&end, GuestState::Exited(report) if report.code == 7), "{end:?}");
+            let refused = vm.try_shell("true").await;
+            ensure!(refused.is_err(), "{refused:?}");
+            // The report says that it may be killed.
+            vm.kill().await?;
+            is_clean(&raw(host, &volume)?)?;
         }
-    };
-    timeout(DEADLINE, grown).await??;
-    let vm = machine.start(&[ext4(&volume, "/data")]).await?;
-    ensure!(vm.failure.is_none(), "{:?}", vm.failure);
-    let size = vm.size().await?;
-    ensure!((3 * GIB * 8 / 10..3 * GIB).contains(&size), "{size}");
-    ensure!(vm.shell("cat /data/a").await? == "a");
-    vm.kill().await?;
-    driver.close().await;
-    Ok(())
+        let vm = machine.start(&[ext4(&volume, "/data")]).await?;
+        ensure!(vm.failure.is_none(), "{:?}", vm.failure);
+        vm.power_off().await?;
+        is_clean(&raw(host, &volume)?)?;
+        driver.close().await;
+        Ok(())
+    })
+    .await;
 }
 
 #[tokio::test]
-async fn a_suspended_machine_goes_on_with_its_volume() -> Result<()> {
-    let host = QemuHost::new().await;
-    let volume = host.create_volume("vol_a", Filesystem::Ext4, true).await;
-    let driver = host.qemu(ONE);
-    let mut machine = Machine::new(&host, &driver, "m1")?;
-    let counter = "n=0; while :; do n=$((n+1)); echo $n >/data/count; done";
-    machine.argv = ["sh", "-c", counter].map(str::to_owned).to_vec();
-    let vm = machine.start(&[ext4(&volume, "/data")]).await?;
-    ensure!(vm.failure.is_none(), "{:?}", vm.failure);
-    vm.shell("echo before >/data/before").await?;
-    vm.session.freeze(DEADLINE).await?;
-    vm.vm.save(&machine.spec.directory).await?;
-    vm.kill().await?;
+async fn a_volume_grows_under_a_running_program_and_between_two_starts() {
+    on_a_host(async |host| {
+        let volume = host.create_volume("vol_a", Filesystem::Ext4, true).await;
+        let driver = host.qemu(NONE);
+        let machine = Machine::new(host, &driver, "m1")?;
+        let vm = machine.start(&[ext4(&volume, "/data")]).await?;
+        ensure!(vm.failure.is_none(), "{:?}", vm.failure);
+        let size = vm.size().await?;
+        ensure!((GIB * 8 / 10..GIB).contains(&size), "{size}");
+        vm.shell("echo a >/data/a; sync").await?;
+        let Growth::Resize { bytes } = host.volumes.grow(&volume, SizeGib::new(2)?).await? else {
+            anyhow::bail!("it is in use");
+        };
+        vm.vm.resize_volume(0, bytes).await?;
+        vm.session.grow_volume(0, bytes, DEADLINE).await?;
+        let size = vm.size().await?;
+        ensure!((2 * GIB * 8 / 10..2 * GIB).contains(&size), "{size}");
+        let unknown = vm.session.grow_volume(1, bytes, DEADLINE).await;
+        ensure!(unknown.is_err(), "there is one only");
+        vm.power_off().await?;
 
-    machine.spec.saved = Some(machine.spec.directory.clone());
-    let (vm, _) = machine.launch(&[ext4(&volume, "/data")]).await?;
-    ensure!(vm.start().kind == StartKind::Resume, "{:?}", vm.start());
-    let (session, events) = Session::open(Arc::new(Connect(vm.clone())), 0);
-    session.thaw(String::new(), true, DEADLINE).await?;
-    let vm = Running { vm, session, events, failure: None };
-    vm.shell("a=$(cat /data/count); while [ \"$(cat /data/count)\" = \"$a\" ]; do :; done").await?;
-    ensure!(vm.shell("cat /data/before").await? == "before");
-    vm.shell("echo after >/data/after; sync").await?;
-    vm.kill().await?;
-
-    machine.spec.saved = None;
-    let vm = machine.start(&[ext4(&volume, "/data")]).await?;
-    ensure!(vm.failure.is_none(), "{:?}", vm.failure);
-    ensure!(vm.shell("cat /data/before /data/after").await? == "before\nafter");
-    vm.kill().await?;
-    driver.close().await;
-    Ok(())
-}
-
-#[tokio::test]
-async fn a_raw_volume_is_a_disk_of_the_machine_s_user() -> Result<()> {
-    let host = QemuHost::new().await;
-    let volume = host.create_volume("vol_a", Filesystem::Raw, true).await;
-    let driver = host.qemu(NONE);
-    let mut machine = Machine::new(&host, &driver, "m1")?;
-    machine.user = "www";
-    let program = "[ \"$(head -c 5 /srv/disk)\" = hello ] && echo again; \
-                   trap 'exit 0' INT; echo hello >/srv/disk; while :; do sleep 1; done";
-    machine.argv = ["sh", "-c", program].map(str::to_owned).to_vec();
-    let raw = || Mount { volume: &volume, path: "/srv/disk", filesystem: VolumeFilesystem::Raw };
-    let mut vm = machine.start(&[raw()]).await?;
-    ensure!(vm.failure.is_none(), "{:?}", vm.failure);
-    let shown = vm.shell("stat -c '%F %u:%g %a' /srv/disk").await?;
-    ensure!(shown == "block special file 1000:1001 600", "{shown}");
-    ensure!(vm.session.volume_usage(DEADLINE).await?.is_empty());
-    vm.shell("while [ \"$(head -c 5 /srv/disk)\" != hello ]; do sleep 0.1; done").await?;
-    // It was not synced by anybody.
-    vm.session.signal(2).await?;
-    ensure!(matches!(vm.end().await?, GuestState::Exited(report) if report.code == 0));
-    vm.kill().await?;
-    let vm = machine.start(&[raw()]).await?;
-    ensure!(vm.shell("head -c 5 /srv/disk").await? == "hello");
-    vm.kill().await?;
-    driver.close().await;
-    Ok(())
-}
-
-#[tokio::test]
-async fn a_program_does_not_start_without_its_data_and_the_reason_is_told() -> Result<()> {
-    let host = QemuHost::new().await;
-    let [empty, damaged, good] = ["vol_empty", "vol_damaged", "vol_good"].map(|name| {
-        let filesystem = if name == "vol_empty" { Filesystem::Raw } else { Filesystem::Ext4 };
-        (name, filesystem)
-    });
-    let empty = host.create_volume(empty.0, empty.1, false).await;
-    let damaged = host.create_volume(damaged.0, damaged.1, false).await;
-    let good = host.create_volume(good.0, good.1, false).await;
-    let disk = disk_of(&host, &damaged).to_string_lossy().into_owned();
-    // Descriptors of groups, behind the superblock.
-    run(["qemu-io", "-f", "qcow2", "-c", "write -P 0x5a 4096 65536", &disk])?;
-    let driver = host.qemu(NONE);
-    let machine = Machine::new(&host, &driver, "m1")?;
-    let first = || ext4(&good, "/data");
-    for (mounts, expected) in [
-        (vec![first(), ext4(&empty, "/more")], "at /more: there is no ext4 file system on it"),
-        (vec![first(), ext4(&damaged, "/more")], "at /more: its ext4 file system is damaged"),
-        (vec![first(), ext4(&damaged, "/fifo")], "at /fifo: /fifo is a FIFO in the image"),
-        (vec![first(), ext4(&damaged, "/proc/x")], "at /proc/x: "),
-    ] {
-        let vm = machine.start(&mounts).await?;
-        let failure = vm.failure.clone().context("it does not start")?;
-        ensure!(failure.contains(expected), "{failure}");
+        let grown = async {
+            loop {
+                match host.volumes.grow(&volume, SizeGib::new(3)?).await? {
+                    Growth::Done => return anyhow::Ok(()),
+                    Growth::Resize { .. } => tokio::time::sleep(Duration::from_millis(20)).await,
+                }
+            }
+        };
+        timeout(DEADLINE, grown).await??;
+        let vm = machine.start(&[ext4(&volume, "/data")]).await?;
+        ensure!(vm.failure.is_none(), "{:?}", vm.failure);
+        let size = vm.size().await?;
+        ensure!((3 * GIB * 8 / 10..3 * GIB).contains(&size), "{size}");
+        ensure!(vm.shell("cat /data/a").await? == "a");
         vm.kill().await?;
-        is_clean(&raw(&host, &good)?)?;
-    }
-    driver.close().await;
-    Ok(())
+        driver.close().await;
+        Ok(())
+    })
+    .await;
 }
 
 #[tokio::test]
-async fn file_systems_stand_still_until_they_are_let_go_and_never_for_longer_than_said()
--> Result<()> {
-    let host = QemuHost::new().await;
-    let volume = host.create_volume("vol_a", Filesystem::Ext4, false).await;
-    let driver = host.qemu(NONE);
-    let machine = Machine::new(&host, &driver, "m1")?;
-    let vm = machine.start(&[ext4(&volume, "/data")]).await?;
-    ensure!(vm.failure.is_none(), "{:?}", vm.failure);
-    vm.shell("echo a >/data/a").await?;
-    vm.session.freeze_volumes(Duration::from_secs(200)).await?;
-    // What was written is there, and nothing is under way.
-    is_clean_but_mounted(&host, &volume)?;
-    vm.shell("(echo b >/data/b; echo written >/tmp/b) >/dev/null 2>&1 &").await?;
-    ensure!(vm.shell("sleep 1; cat /tmp/b 2>/dev/null || true").await?.is_empty());
-    ensure!(vm.size().await? > 0, "it is not in the way of looking");
-    vm.session.thaw_volumes(DEADLINE).await?;
-    vm.shell("while ! [ -e /tmp/b ]; do sleep 0.1; done; cat /data/b").await?;
+async fn a_suspended_machine_goes_on_with_its_volume() {
+    on_a_host(async |host| {
+        let volume = host.create_volume("vol_a", Filesystem::Ext4, true).await;
+        let driver = host.qemu(ONE);
+        let mut machine = Machine::new(host, &driver, "m1")?;
+        let counter = "n=0; while :; do n=$((n+1)); echo $n >/data/count; done";
+        machine.argv = ["sh", "-c", counter].map(str::to_owned).to_vec();
+        let vm = machine.start(&[ext4(&volume, "/data")]).await?;
+        ensure!(vm.failure.is_none(), "{:?}", vm.failure);
+        vm.shell("echo before >/data/before").await?;
+        vm.session.freeze(DEADLINE).await?;
+        vm.vm.save(&machine.spec.directory).await?;
+        vm.kill().await?;
 
-    vm.session.freeze_volumes(Duration::from_secs(2)).await?;
-    vm.shell("echo c >/data/c; cat /data/c").await?;
-    ensure!(vm.session.thaw_volumes(DEADLINE).await.is_err(), "they went on before");
-    vm.kill().await?;
-    driver.close().await;
-    Ok(())
+        machine.spec.saved = Some(machine.spec.directory.clone());
+        let (vm, _) = machine.launch(&[ext4(&volume, "/data")]).await?;
+        ensure!(vm.start().kind == StartKind::Resume, "{:?}", vm.start());
+        let (session, events) = Session::open(Arc::new(Connect(vm.clone())), 0);
+        session.thaw(String::new(), true, DEADLINE).await?;
+        let vm = Running { vm, session, events, failure: None };
+        vm.shell("a=$(cat /data/count); while [ \"$(cat /data/count)\" = \"$a\" ]; do :; done")
+            .await?;
+        ensure!(vm.shell("cat /data/before").await? == "before");
+        vm.shell("echo after >/data/after; sync").await?;
+        vm.kill().await?;
+
+        machine.spec.saved = None;
+        let vm = machine.start(&[ext4(&volume, "/data")]).await?;
+        ensure!(vm.failure.is_none(), "{:?}", vm.failure);
+        ensure!(vm.shell("cat /data/before /data/after").await? == "before\nafter");
+        vm.kill().await?;
+        driver.close().await;
+        Ok(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_volume_may_be_below_another_and_files_of_the_configuration_are_on_it() {
+    on_a_host(async |host| {
+        let outer = host.create_volume("vol_outer", Filesystem::Ext4, false).await;
+        let inner = host.create_volume("vol_inner", Filesystem::Ext4, false).await;
+        let driver = host.qemu(NONE);
+        let mut machine = Machine::new(host, &driver, "m1")?;
+        let (path, content) = ("/data/below/it/file".to_owned(), "dGV4dA==".to_owned());
+        machine.files = vec![FileSpec { path, content, ..FileSpec::default() }];
+        let vm = machine.start(&[ext4(&inner, "/data/below/it"), ext4(&outer, "/data")]).await?;
+        ensure!(vm.failure.is_none(), "{:?}", vm.failure);
+        ensure!(vm.shell("cat /data/below/it/file").await? == "text");
+        let usage = vm.session.volume_usage(DEADLINE).await?;
+        ensure!(usage.len() == 2, "{usage:?}");
+        vm.power_off().await?;
+        for volume in [&outer, &inner] {
+            is_clean(&raw(host, volume)?)?;
+        }
+        machine.files.clear();
+        let vm = machine.start(&[ext4(&inner, "/elsewhere")]).await?;
+        ensure!(vm.failure.is_none(), "{:?}", vm.failure);
+        ensure!(vm.shell("cat /elsewhere/file").await? == "text", "it was written to the volume");
+        vm.kill().await?;
+        driver.close().await;
+        Ok(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_raw_volume_is_a_disk_of_the_machine_s_user() {
+    on_a_host(async |host| {
+        let volume = host.create_volume("vol_a", Filesystem::Raw, true).await;
+        let driver = host.qemu(NONE);
+        let mut machine = Machine::new(host, &driver, "m1")?;
+        machine.user = "www";
+        let program = "[ \"$(head -c 5 /srv/disk)\" = hello ] && echo again; \
+                   trap 'exit 0' INT; echo hello >/srv/disk; while :; do sleep 1; done";
+        machine.argv = ["sh", "-c", program].map(str::to_owned).to_vec();
+        let raw =
+            || Mount { volume: &volume, path: "/srv/disk", filesystem: VolumeFilesystem::Raw };
+        let mut vm = machine.start(&[raw()]).await?;
+        ensure!(vm.failure.is_none(), "{:?}", vm.failure);
+        let shown = vm.shell("stat -c '%F %u:%g %a' /srv/disk").await?;
+        ensure!(shown == "block special file 1000:1001 600", "{shown}");
+        ensure!(vm.session.volume_usage(DEADLINE).await?.is_empty());
+        vm.shell("while [ \"$(head -c 5 /srv/disk)\" != hello ]; do sleep 0.1; done").await?;
+        // It was not synced by anybody.
+        vm.session.signal(2).await?;
+        ensure!(matches!(vm.end().await?, GuestState::Exited(report) if report.code == 0));
+        vm.kill().await?;
+        let vm = machine.start(&[raw()]).await?;
+        ensure!(vm.shell("head -c 5 /srv/disk").await? == "hello");
+        vm.kill().await?;
+        driver.close().await;
+        Ok(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_program_does_not_start_without_its_data_and_the_reason_is_told() {
+    on_a_host(async |host| {
+        let [empty, damaged, good] = ["vol_empty", "vol_damaged", "vol_good"].map(|name| {
+            let filesystem = if name == "vol_empty" { Filesystem::Raw } else { Filesystem::Ext4 };
+            (name, filesystem)
+        });
+        let empty = host.create_volume(empty.0, empty.1, false).await;
+        let damaged = host.create_volume(damaged.0, damaged.1, false).await;
+        let good = host.create_volume(good.0, good.1, false).await;
+        let disk = disk_of(host, &damaged).to_string_lossy().into_owned();
+        // Descriptors of groups, behind the superblock.
+        run(["qemu-io", "-f", "qcow2", "-c", "write -P 0x5a 4096 65536", &disk])?;
+        let driver = host.qemu(NONE);
+        let machine = Machine::new(host, &driver, "m1")?;
+        let first = || ext4(&good, "/data");
+        for (mounts, expected) in [
+            (vec![first(), ext4(&empty, "/more")], "at /more: there is no ext4 file system on it"),
+            (vec![first(), ext4(&damaged, "/more")], "at /more: its ext4 file system is damaged"),
+            (vec![first(), ext4(&damaged, "/fifo")], "at /fifo: /fifo is a FIFO in the image"),
+            (vec![first(), ext4(&damaged, "/proc/x")], "at /proc/x: "),
+        ] {
+            let vm = machine.start(&mounts).await?;
+            let failure = vm.failure.clone().context("it does not start")?;
+            ensure!(failure.contains(expected), "{failure}");
+            vm.kill().await?;
+            is_clean(&raw(host, &good)?)?;
+        }
+        driver.close().await;
+        Ok(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn file_systems_stand_still_until_they_are_let_go_and_never_for_longer_than_said() {
+    on_a_host(async |host| {
+        let volume = host.create_volume("vol_a", Filesystem::Ext4, false).await;
+        let driver = host.qemu(NONE);
+        let machine = Machine::new(host, &driver, "m1")?;
+        let vm = machine.start(&[ext4(&volume, "/data")]).await?;
+        ensure!(vm.failure.is_none(), "{:?}", vm.failure);
+        vm.shell("echo a >/data/a").await?;
+        vm.session.freeze_volumes(Duration::from_secs(200)).await?;
+        // What was written is there, and nothing is under way.
+        is_clean_but_mounted(host, &volume)?;
+        vm.shell("(echo b >/data/b; echo written >/tmp/b) >/dev/null 2>&1 &").await?;
+        ensure!(vm.shell("sleep 1; cat /tmp/b 2>/dev/null || true").await?.is_empty());
+        ensure!(vm.size().await? > 0, "it is not in the way of looking");
+        vm.session.thaw_volumes(DEADLINE).await?;
+        vm.shell("while ! [ -e /tmp/b ]; do sleep 0.1; done; cat /data/b").await?;
+
+        vm.session.freeze_volumes(Duration::from_secs(2)).await?;
+        vm.shell("echo c >/data/c; cat /data/c").await?;
+        ensure!(vm.session.thaw_volumes(DEADLINE).await.is_err(), "they went on before");
+        vm.kill().await?;
+        driver.close().await;
+        Ok(())
+    })
+    .await;
 }
 
 /// As a snapshot sees it: the journal has nothing that is not in its place.
@@ -603,12 +680,15 @@ fn is_clean_but_mounted(host: &QemuHost, volume: &VolumeId) -> Result<()> {
 struct Small(PathBuf);
 
 impl Small {
+    /// Moves all volumes of a host there.
     fn mount(host: &QemuHost) -> Result<Self> {
-        let place = host.data.join("volumes/volumes");
+        let (place, made) = (host.data.join("volumes"), host.data.join("made"));
+        run(["cp", "-a", &place.to_string_lossy(), &made.to_string_lossy()])?;
         let words = ["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs"];
-        let text = place.to_string_lossy().into_owned();
-        run(words.into_iter().chain([text.as_str()]))?;
-        Ok(Self(place))
+        run(words.into_iter().chain([&*place.to_string_lossy()]))?;
+        let small = Self(place);
+        run(["cp", "-a", &made.join(".").to_string_lossy(), &small.0.to_string_lossy()])?;
+        Ok(small)
     }
 }
 
@@ -620,31 +700,30 @@ impl Drop for Small {
 }
 
 #[tokio::test]
-async fn on_a_full_disk_programs_wait_until_there_is_room() -> Result<()> {
-    let host = QemuHost::new().await;
-    let volume = host.create_volume("vol_a", Filesystem::Ext4, false).await;
-    let made = host.data.join("made");
-    fs::rename(host.data.join("volumes/volumes/vol_a"), &made)?;
-    let small = Small::mount(&host)?;
-    run(["cp", "-a", &made.to_string_lossy(), &small.0.join("vol_a").to_string_lossy()])?;
-    let driver = host.qemu(NONE);
-    let machine = Machine::new(&host, &driver, "m1")?;
-    let vm = machine.start(&[ext4(&volume, "/data")]).await?;
-    ensure!(vm.failure.is_none(), "{:?}", vm.failure);
-    let filler = small.0.join("filler");
-    let mut file = fs::File::create(&filler)?;
-    while file.write_all(&[1; 4096]).is_ok() {}
-    let line = "(dd if=/dev/urandom of=/tmp/a bs=1M count=8; cp /tmp/a /data/a; sync; \
+async fn on_a_full_disk_programs_wait_until_there_is_room() {
+    on_a_host(async |host| {
+        let volume = host.create_volume("vol_a", Filesystem::Ext4, false).await;
+        let small = Small::mount(host)?;
+        let driver = host.qemu(NONE);
+        let machine = Machine::new(host, &driver, "m1")?;
+        let vm = machine.start(&[ext4(&volume, "/data")]).await?;
+        ensure!(vm.failure.is_none(), "{:?}", vm.failure);
+        let filler = small.0.join("filler");
+        let mut file = fs::File::create(&filler)?;
+        while file.write_all(&[1; 4096]).is_ok() {}
+        let line = "(dd if=/dev/urandom of=/tmp/a bs=1M count=8; cp /tmp/a /data/a; sync; \
                 echo 3 >/proc/sys/vm/drop_caches; cmp /tmp/a /data/a && echo same >/tmp/said) \
                 >/dev/null 2>&1 &";
-    vm.shell(line).await?;
-    let mut pause = vm.vm.pause();
-    timeout(DEADLINE, pause.wait_for(|pause| *pause == Some(Pause::DiskFull))).await??;
-    fs::remove_file(&filler)?;
-    drop(file);
-    vm.vm.unpause().await?;
-    vm.shell("while ! [ -e /tmp/said ]; do sleep 0.1; done").await?;
-    vm.kill().await?;
-    driver.close().await;
-    Ok(())
+        vm.shell(line).await?;
+        let mut pause = vm.vm.pause();
+        timeout(DEADLINE, pause.wait_for(|pause| *pause == Some(Pause::DiskFull))).await??;
+        fs::remove_file(&filler)?;
+        drop(file);
+        vm.vm.unpause().await?;
+        vm.shell("while ! [ -e /tmp/said ]; do sleep 0.1; done").await?;
+        vm.kill().await?;
+        driver.close().await;
+        Ok(())
+    })
+    .await;
 }

@@ -66,7 +66,7 @@ pub async fn a_volume_belongs_to_its_vm_as_long_as_that_lives(fixture: &dyn Fixt
     drop(driver);
     assert!(volume.try_open().is_none(), "its server may be gone");
     end(&vm).await;
-    drop(volume.open().await);
+    drop((volume.open().await, vm));
 
     let driver = fixture.driver().await;
     let volumes = vec![volume.disk(1).await];
@@ -99,6 +99,7 @@ pub async fn volumes_grow_also_when_the_vm_was_adopted(fixture: &dyn Fixture) {
     answers(&vm).await;
     assert!(one.try_open().is_none() && two.try_open().is_none());
     end(&vm).await;
+    drop(vm);
     let vm = machine.launch(driver.as_ref()).await;
     let error = vm.resize_volume(0, 2 * VOLUME_BYTES).await.unwrap_err();
     assert!(matches!(error, VmmError::InvalidDisk { .. }), "it has none: {error}");
@@ -116,6 +117,7 @@ pub async fn a_machine_with_volumes_resumes_with_them(fixture: &dyn Fixture) {
     answers(&vm).await;
     vm.save(&machine.directory()).await.unwrap();
     end(&vm).await;
+    drop(vm);
 
     machine.spec.saved = Some(machine.directory());
     let refused = machine.try_launch_with(driver.as_ref(), vec![volume.locked_up(0).await]).await;
