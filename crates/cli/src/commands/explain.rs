@@ -54,7 +54,7 @@ impl Status {
 }
 
 /// All there are; `meaning` knows each, and a test holds them against the API's document.
-const CODES: [ErrorCode; 17] = [
+const CODES: [ErrorCode; 18] = [
     ErrorCode::InvalidArgument,
     ErrorCode::Unauthenticated,
     ErrorCode::PermissionDenied,
@@ -67,6 +67,7 @@ const CODES: [ErrorCode; 17] = [
     ErrorCode::Unprocessable,
     ErrorCode::NameTaken,
     ErrorCode::InsufficientCapacity,
+    ErrorCode::VolumePlacementCapacity,
     ErrorCode::ImageUnavailable,
     ErrorCode::RateLimited,
     ErrorCode::Internal,
@@ -149,6 +150,10 @@ fn meaning(code: ErrorCode) -> (&'static str, &'static str) {
              theirs reserved.",
             "The message says what is free and what would fit. Ask for less, destroy machines, or \
              use another region.",
+        ),
+        ErrorCode::VolumePlacementCapacity => (
+            "A machine runs on the host of its volume, and that host has no room for this machine.",
+            "Ask for a smaller machine, destroy others on that host, or use another volume.",
         ),
         ErrorCode::ImageUnavailable => (
             "The image does not exist, access to it was denied, or the server cannot use it.",
