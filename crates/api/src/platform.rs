@@ -114,6 +114,12 @@ pub struct HostStatus {
     pub free_memory_mb: u64,
     /// Free disk, reserved for no machine, GiB.
     pub free_disk_gb: u64,
+    /// Free space for volumes, GiB; absent if it is not limited or unknown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub free_volume_gb: Option<u64>,
+    /// Volumes that are not deleted.
+    #[serde(default)]
+    pub volumes: u64,
     /// Number of images; absent if unknown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub images: Option<u64>,

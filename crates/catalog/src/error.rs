@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use caddis_api::{ApiError, AppName, ErrorCode, MachineId};
+use caddis_api::{ApiError, AppName, ErrorCode, MachineId, VolumeId};
 
 /// Why a store did not do what it was asked for.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -92,6 +92,9 @@ pub enum CatalogError {
     /// No machine was ever placed under this id.
     #[error("machine {0} was never placed")]
     MachineNotFound(MachineId),
+    /// No volume was ever placed under this id, or its app is gone.
+    #[error("volume {0} not found")]
+    VolumeNotFound(VolumeId),
     /// The machine is gone: it has no place that could change.
     #[error("failed_precondition: machine {0} is gone, it can't be moved")]
     MachineReleased(MachineId),
@@ -130,6 +133,7 @@ impl From<CatalogError> for ApiError {
                 ErrorCode::Aborted
             }
             CatalogError::MachineNotFound(_) => return Self::machine_not_found(),
+            CatalogError::VolumeNotFound(_) => return Self::volume_not_found(),
             CatalogError::Store(StoreError::Failed { disk_full: true, .. }) => {
                 return Self::disk_full();
             }

@@ -5,16 +5,17 @@ mod rows;
 use std::net::IpAddr;
 
 use async_trait::async_trait;
-use caddis_api::{MachineId, RegionCode, UnixMillis, WorkerId, app::Organization};
+use caddis_api::{MachineId, RegionCode, UnixMillis, VolumeId, WorkerId, app::Organization};
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::watch;
 
 use crate::{
     Address, AppQuery, AppRecord, AppState, PERSONAL, Placement, StoredResponse, TokenRecord,
-    TokenScope,
+    TokenScope, VolumePlacement,
     store::{
         AddressConflict, AddressRow, AppConflict, AppRow, NetworkRow, NewNetwork,
         PlacementConflict, PlacementRow, RequestLease, RequestRow, Store, Stored, TokenRow,
+        VolumeConflict, VolumeRow,
     },
 };
 
@@ -124,9 +125,10 @@ impl Store for MemoryStore {
 
     async fn delete_app(&self, number: i32, _at_ms: UnixMillis) -> Stored<bool> {
         let mut rows = self.rows();
-        let has_machines = rows.live().any(|row| row.app == number);
+        let is_empty = !rows.live().any(|row| row.app == number)
+            && !rows.volumes.iter().any(|(row, deleted)| row.app == number && !deleted);
         let Some(app) = rows.app_mut(number) else { return Ok(false) };
-        let deleted = app.deleting && !app.deleted && !has_machines;
+        let deleted = app.deleting && !app.deleted && is_empty;
         app.deleted |= deleted;
         if deleted {
             rows.addresses.retain(|row| row.app != number);
@@ -184,6 +186,47 @@ impl Store for MemoryStore {
             *released = true;
         }
         Ok(())
+    }
+
+    async fn volume(&self, id: &VolumeId) -> Stored<Option<VolumePlacement>> {
+        Ok(self.rows().volumes_where(|row, _| row.id == *id).pop())
+    }
+
+    async fn volumes_of(&self, app: i32) -> Stored<Vec<VolumePlacement>> {
+        Ok(self.rows().volumes_where(|row, _| row.app == app))
+    }
+
+    async fn volumes_on(&self, worker: &WorkerId) -> Stored<Vec<VolumePlacement>> {
+        Ok(self.rows().volumes_where(|row, deleted| row.worker == *worker && !deleted))
+    }
+
+    async fn insert_volume(&self, row: VolumeRow) -> Stored<Result<(), VolumeConflict>> {
+        let mut rows = self.rows();
+        if !rows.is_active(row.app) {
+            return Ok(Err(VolumeConflict::App));
+        }
+        if rows.volumes.iter().any(|(other, _)| other.id == row.id) {
+            return Ok(Err(VolumeConflict::Id));
+        }
+        rows.volumes.push((row, false));
+        Ok(Ok(()))
+    }
+
+    async fn delete_volume(&self, id: &VolumeId, _at_ms: UnixMillis) -> Stored<()> {
+        let mut rows = self.rows();
+        let found = rows.volumes.iter_mut().find(|(row, _)| row.id == *id);
+        found.into_iter().for_each(|(_, deleted)| *deleted = true);
+        Ok(())
+    }
+
+    async fn undelete_volume(&self, id: &VolumeId) -> Stored<bool> {
+        let mut rows = self.rows();
+        let found = rows.volumes.iter().position(|(row, _)| row.id == *id);
+        let Some(index) = found.filter(|index| rows.is_active(rows.volumes[*index].0.app)) else {
+            return Ok(false);
+        };
+        rows.volumes[index].1 = false;
+        Ok(true)
     }
 
     async fn addresses(&self, app: Option<i32>) -> Stored<Vec<Address>> {

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use caddis_api::{
-    AppName, MachineId, NetworkName, RegionCode, UnixMillis, WorkerId, app::Organization,
+    AppName, MachineId, NetworkName, RegionCode, UnixMillis, VolumeId, WorkerId, app::Organization,
 };
 use ipnet::IpNet;
 
@@ -112,6 +112,44 @@ pub struct Placement {
     pub created_ms: UnixMillis,
     /// Its name is free again: it is gone or was never made.
     pub released: bool,
+}
+
+/// A volume to place.
+#[derive(Debug, Clone)]
+pub struct NewVolume {
+    /// Its id, where the request that asks for it can come again; made up when absent.
+    pub id: Option<VolumeId>,
+    /// Name of its app.
+    pub app: AppName,
+    /// Its name; the caller has checked its form.
+    pub name: String,
+    /// Who is to have it.
+    pub worker: WorkerId,
+    /// Where that is.
+    pub region: RegionCode,
+}
+
+/// Where a volume is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VolumePlacement {
+    /// Its id.
+    pub id: VolumeId,
+    /// Its name.
+    pub name: String,
+    /// Name of its app.
+    pub app: AppName,
+    /// Number of its app: names come again.
+    pub app_number: i32,
+    /// Who has it.
+    pub worker: WorkerId,
+    /// Where that is.
+    pub region: RegionCode,
+    /// Counts its placements.
+    pub epoch: u64,
+    /// When it was made.
+    pub created_ms: UnixMillis,
+    /// It is deleted, for now or for good, or was never made.
+    pub deleted: bool,
 }
 
 /// What an address of an app is for.

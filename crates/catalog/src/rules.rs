@@ -6,6 +6,7 @@ mod machines;
 mod networks;
 mod requests;
 mod tokens;
+mod volumes;
 
 use std::sync::Arc;
 

@@ -12,6 +12,7 @@ mod schema;
 mod tests;
 mod thread;
 mod tokens;
+mod volumes;
 
 use std::{
     net::IpAddr,
@@ -20,16 +21,17 @@ use std::{
 };
 
 use async_trait::async_trait;
-use caddis_api::{MachineId, RegionCode, UnixMillis, WorkerId, app::Organization};
+use caddis_api::{MachineId, RegionCode, UnixMillis, VolumeId, WorkerId, app::Organization};
 use caddis_disk::Reserve;
 use rusqlite::{Connection, params};
 use tokio::sync::watch;
 
 use crate::{
-    Address, AppQuery, AppRecord, Placement, StoredResponse, TokenRecord,
+    Address, AppQuery, AppRecord, Placement, StoredResponse, TokenRecord, VolumePlacement,
     store::{
         AddressConflict, AddressRow, AppConflict, AppRow, NetworkRow, NewNetwork,
         PlacementConflict, PlacementRow, RequestLease, RequestRow, Store, Stored, TokenRow,
+        VolumeConflict, VolumeRow,
     },
 };
 
@@ -177,6 +179,34 @@ impl Store for SqliteStore {
         self.owner
             .run_anyway("release a machine", move |c| placements::release(c, &machine, at_ms))
             .await
+    }
+
+    async fn volume(&self, id: &VolumeId) -> Stored<Option<VolumePlacement>> {
+        let id = id.clone();
+        self.owner.run("look for a volume", move |c| volumes::find(c, &id)).await
+    }
+
+    async fn volumes_of(&self, app: i32) -> Stored<Vec<VolumePlacement>> {
+        self.owner.run("list volumes", move |c| volumes::of_app(c, app)).await
+    }
+
+    async fn volumes_on(&self, worker: &WorkerId) -> Stored<Vec<VolumePlacement>> {
+        let worker = worker.clone();
+        self.owner.run("list volumes", move |c| volumes::on(c, &worker)).await
+    }
+
+    async fn insert_volume(&self, row: VolumeRow) -> Stored<Result<(), VolumeConflict>> {
+        self.owner.run("place a volume", move |c| volumes::insert(c, &row)).await
+    }
+
+    async fn delete_volume(&self, id: &VolumeId, at_ms: UnixMillis) -> Stored<()> {
+        let id = id.clone();
+        self.owner.run_anyway("delete a volume", move |c| volumes::delete(c, &id, at_ms)).await
+    }
+
+    async fn undelete_volume(&self, id: &VolumeId) -> Stored<bool> {
+        let id = id.clone();
+        self.owner.run("undelete a volume", move |c| volumes::undelete(c, &id)).await
     }
 
     async fn addresses(&self, app: Option<i32>) -> Stored<Vec<Address>> {

@@ -13,12 +13,13 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use async_trait::async_trait;
 use caddis_api::{
-    AppName, MachineId, NetworkName, RegionCode, UnixMillis, WorkerId, app::Organization,
+    AppName, MachineId, NetworkName, RegionCode, UnixMillis, VolumeId, WorkerId, app::Organization,
 };
 use tokio::sync::watch;
 
 use crate::{
     Address, AddressKind, AppQuery, AppRecord, Placement, StoreError, StoredResponse, TokenRecord,
+    VolumePlacement,
 };
 
 /// Result of store calls.
@@ -51,8 +52,8 @@ pub trait Store: Send + Sync + 'static {
     async fn insert_app(&self, app: AppRow) -> Stored<Result<i32, AppConflict>>;
     /// Marks an app for deletion unless it is marked. False when it is deleted. *Frees room.*
     async fn mark_app_deleting(&self, number: i32, at_ms: UnixMillis) -> Stored<bool>;
-    /// Deletes an app that is marked and has no placement that is not released, its key and its
-    /// addresses. False when it was not deleted by this. *Frees room.*
+    /// Deletes an app that is marked and has neither a placement that is not released nor a volume
+    /// that is not deleted, its key and its addresses. False when it was not deleted by this. *Frees room.*
     async fn delete_app(&self, number: i32, at_ms: UnixMillis) -> Stored<bool>;
 
     /// A placement, released or not.
@@ -72,6 +73,19 @@ pub trait Store: Send + Sync + 'static {
     ) -> Stored<bool>;
     /// Marks a placement as released unless it is. *Frees room.*
     async fn release_placement(&self, machine: &MachineId, at_ms: UnixMillis) -> Stored<()>;
+
+    /// A volume, deleted or not.
+    async fn volume(&self, id: &VolumeId) -> Stored<Option<VolumePlacement>>;
+    /// The volumes of an app, deleted or not, by id.
+    async fn volumes_of(&self, app: i32) -> Stored<Vec<VolumePlacement>>;
+    /// The volumes of a worker that are not deleted, by id.
+    async fn volumes_on(&self, worker: &WorkerId) -> Stored<Vec<VolumePlacement>>;
+    /// Inserts a volume in an app that is not marked.
+    async fn insert_volume(&self, row: VolumeRow) -> Stored<Result<(), VolumeConflict>>;
+    /// Marks a volume as deleted unless it is. *Frees room.*
+    async fn delete_volume(&self, id: &VolumeId, at_ms: UnixMillis) -> Stored<()>;
+    /// Marks a volume of an app that is not marked as not deleted. False when there is none such.
+    async fn undelete_volume(&self, id: &VolumeId) -> Stored<bool>;
 
     /// Addresses of an app, or of all apps: by app, oldest first.
     async fn addresses(&self, app: Option<i32>) -> Stored<Vec<Address>>;
@@ -205,6 +219,34 @@ pub enum PlacementConflict {
     Name(MachineId),
     /// A machine has or had this id or address.
     Identity,
+}
+
+/// A volume to insert.
+#[derive(Debug, Clone)]
+pub struct VolumeRow {
+    /// Unique for ever.
+    pub id: VolumeId,
+    /// Need not be unique.
+    pub name: String,
+    /// Number of the app.
+    pub app: i32,
+    /// Who has it.
+    pub worker: WorkerId,
+    /// Where that is.
+    pub region: RegionCode,
+    /// Counts the places it had.
+    pub epoch: u64,
+    /// When it was made.
+    pub created_ms: UnixMillis,
+}
+
+/// What is in the way of a volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum VolumeConflict {
+    /// The app is deleted or marked for it.
+    App,
+    /// A volume has or had this id.
+    Id,
 }
 
 /// An address to insert.

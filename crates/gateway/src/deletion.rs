@@ -1,5 +1,5 @@
-//! The end of things: names of destroyed machines are freed, machines that were placed but never
-//! made are given up, apps in deletion lose their machines and then go. All of it may be done again
+//! The end of things: names of destroyed machines are freed, machines and volumes that were placed
+//! but never made are given up, apps in deletion lose their machines, then their volumes, and go. All of it may be done again
 //! at any time, and is at each start.
 #![expect(
     clippy::disallowed_methods,
@@ -8,9 +8,13 @@
 
 use std::{collections::HashSet, time::Duration};
 
-use caddis_api::{ApiError, AppName, ErrorCode, MachineId, MachineState, UnixMillis, WorkerId};
-use caddis_bus::message::{Action, MachineRecord, WorkerReply, WorkerRequest};
-use caddis_catalog::{FIRST_EPOCH, Placement};
+use caddis_api::{
+    ApiError, AppName, ErrorCode, MachineId, MachineState, UnixMillis, VolumeId, WorkerId,
+};
+use caddis_bus::message::{
+    Action, MachineRecord, VolumeAction, VolumeRecord, WorkerReply, WorkerRequest,
+};
+use caddis_catalog::{AppState, CatalogError, FIRST_EPOCH, Placement, VolumePlacement};
 use caddis_view::{CachedMachine, Change, Superseded};
 use futures::stream::{self, TryStreamExt as _};
 use tokio::sync::broadcast::{self, error::RecvError};
@@ -37,11 +41,18 @@ pub(crate) async fn tidy(context: Context, mut changes: broadcast::Receiver<Chan
             }
             Ok(Change::Listed(worker)) => reconcile(&context, &worker).await,
             Ok(Change::Host(_)) => {}
+            Ok(Change::Volume(id)) => {
+                let Some(record) = context.view.volume(&id) else { continue };
+                retry_forever("keep what became of a volume", || sync_volume(&context, &record))
+                    .await;
+            }
+            Ok(Change::VolumesListed(worker)) => reconcile_volumes(&context, &worker).await,
             Ok(Change::Superseded(copy)) => supersede(&context, copy),
             // What was missed is found by looking at everything.
             Err(RecvError::Lagged(_)) => {
                 for (worker, _) in context.view.hosts().all() {
                     reconcile(&context, &worker).await;
+                    reconcile_volumes(&context, &worker).await;
                 }
                 context.view.superseded().into_iter().for_each(|copy| supersede(&context, copy));
             }
@@ -85,11 +96,21 @@ async fn release_destroyed(context: &Context, shown: &CachedMachine) -> Result<(
 
 async fn release(context: &Context, machine: &MachineId, app: &str) -> Result<(), ApiError> {
     context.catalog.release(machine).await?;
-    if context.catalog.finish_app_deletion(app).await? {
+    if !finish(context, app).await? {
+        // Its volumes are free now.
+        delete_volumes_in_background(context, app).await?;
+    }
+    Ok(())
+}
+
+/// Ends the deletion of an app that has nothing any more. Whether it is gone.
+async fn finish(context: &Context, app: &str) -> Result<bool, ApiError> {
+    let gone = context.catalog.finish_app_deletion(app).await?;
+    if gone {
         context.view.end_app(app);
         tracing::info!(app, "app deleted");
     }
-    Ok(())
+    Ok(gone)
 }
 
 async fn retry_forever<F: Future<Output = Result<(), ApiError>>>(
@@ -183,14 +204,15 @@ pub(crate) async fn release_unless_made(
     }
 }
 
-/// Destroys the machines of an app in deletion in the background, and ends the deletion.
+/// Destroys the machines of an app in deletion in the background, deletes its volumes and ends the
+/// deletion.
 pub(crate) fn begin(context: &Context, app: &AppName) {
     if !context.deletions.begin(app.clone()) {
         return;
     }
     let (context, app) = (context.clone(), app.clone());
     context.clone().background(async move {
-        retry_forever("delete the machines of an app", || delete_machines(&context, &app)).await;
+        retry_forever("delete what is in an app", || delete_machines(&context, &app)).await;
         context.deletions.end(&app);
     });
 }
@@ -203,11 +225,7 @@ async fn delete_machines(context: &Context, app: &str) -> Result<(), ApiError> {
             destroy(context, &shown.record.worker, &shown.record.machine.id).await
         })
         .await?;
-    if context.catalog.finish_app_deletion(app).await? {
-        context.view.end_app(app);
-        tracing::info!(app, "app deleted");
-    }
-    Ok(())
+    delete_volumes(context, app).await
 }
 
 /// Destroys a machine whoever holds its lease.
@@ -227,4 +245,115 @@ async fn destroy(
         Err(AskError::Refused(error)) if error.code == ErrorCode::NotFound => Ok(()),
         Err(error) => Err(error.into()),
     }
+}
+
+/// Deletes the volumes of an app in deletion whose machines are gone; the others when these go.
+async fn delete_volumes(context: &Context, app: &str) -> Result<(), ApiError> {
+    let Some(record) = context.catalog.app(app).await? else { return Ok(()) };
+    if record.state != AppState::Deleting {
+        return Ok(());
+    }
+    for placed in context.catalog.volumes_of(record.number).await? {
+        if !placed.deleted && !is_held(context, &placed.id) {
+            delete_volume(context, &placed).await?;
+        }
+    }
+    finish(context, app).await.map(drop)
+}
+
+async fn delete_volumes_in_background(context: &Context, app: &str) -> Result<(), ApiError> {
+    let record = context.catalog.app(app).await?;
+    if record.is_none_or(|record| record.state != AppState::Deleting) {
+        return Ok(());
+    }
+    let (context, app) = (context.clone(), app.to_owned());
+    context.clone().background(async move {
+        retry_forever("delete the volumes of an app", || delete_volumes(&context, &app)).await;
+    });
+    Ok(())
+}
+
+/// Whether a machine has the volume that is not gone yet.
+fn is_held(context: &Context, id: &VolumeId) -> bool {
+    let holder = context.view.volume(id).and_then(|record| record.volume.attached_machine_id);
+    let shown = holder.and_then(|machine| context.view.get(&machine));
+    shown.is_some_and(|shown| shown.state() != MachineState::Destroyed)
+}
+
+async fn delete_volume(context: &Context, placed: &VolumePlacement) -> Result<(), ApiError> {
+    let volume = placed.id.clone();
+    let request = WorkerRequest::ActOnVolume { volume, action: VolumeAction::Delete };
+    match context.ask(&placed.worker, request, context.settings.request_deadline).await {
+        Ok(_) => {}
+        Err(AskError::Refused(error)) if error.code == ErrorCode::NotFound => {}
+        Err(error) => return Err(error.into()),
+    }
+    Ok(context.catalog.delete_volume(&placed.id).await?)
+}
+
+/// Has the catalog know whether a volume is deleted. One of an app that is gone is deleted.
+pub(crate) async fn sync_volume(context: &Context, record: &VolumeRecord) -> Result<(), ApiError> {
+    let id = &record.volume.id;
+    let Some(placed) = context.catalog.volume(id).await? else { return Ok(()) };
+    if placed.deleted == record.volume.state.is_deleted() {
+        return Ok(());
+    }
+    if record.volume.state.is_deleted() {
+        context.catalog.delete_volume(id).await?;
+        return finish(context, &placed.app).await.map(drop);
+    }
+    match context.catalog.undelete_volume(id).await {
+        Err(CatalogError::VolumeNotFound(_) | CatalogError::AppInDeletion(_)) => {
+            tracing::warn!(volume = %id, "deleting a volume of an app that is deleted");
+            delete_volume(context, &placed).await
+        }
+        undeleted => Ok(undeleted?),
+    }
+}
+
+/// Compares the catalog with a worker whose volumes were just listed.
+async fn reconcile_volumes(context: &Context, worker: &WorkerId) {
+    retry_forever("compare the catalog with the volumes of a worker", || async {
+        let mut placed = HashSet::new();
+        for row in context.catalog.volumes_on(worker).await? {
+            placed.insert(row.id.clone());
+            match context.view.volume(&row.id) {
+                Some(record) => sync_volume(context, &record).await?,
+                None => context.background(give_up_volume_unless_made(context.clone(), row)),
+            }
+        }
+        for record in context.view.volumes_of_worker(worker) {
+            if !record.volume.state.is_deleted() && !placed.contains(&record.volume.id) {
+                sync_volume(context, &record).await?;
+            }
+        }
+        Ok(())
+    })
+    .await;
+}
+
+/// Gives a placed volume up when its worker does not know it and nobody can still be making it.
+pub(crate) async fn give_up_volume_unless_made(context: Context, placed: VolumePlacement) {
+    let age = UnixMillis::now().since(placed.created_ms);
+    tokio::time::sleep((create_takes(&context) * 2).saturating_sub(age)).await;
+    retry_forever("find out whether a volume was created", || async {
+        let request = WorkerRequest::GetVolume { volume: placed.id.clone() };
+        match context.ask(&placed.worker, request, context.settings.request_deadline).await {
+            Err(AskError::Refused(error)) if error.code == ErrorCode::NotFound => {
+                tracing::warn!(volume = %placed.id, "a volume was placed, and is not there");
+                give_up_volume(&context, &placed).await
+            }
+            answer => Ok(answer.map(drop)?),
+        }
+    })
+    .await;
+}
+
+/// A volume that was placed was not made.
+pub(crate) async fn give_up_volume(
+    context: &Context,
+    placed: &VolumePlacement,
+) -> Result<(), ApiError> {
+    context.catalog.delete_volume(&placed.id).await?;
+    finish(context, &placed.app).await.map(drop)
 }

@@ -15,6 +15,7 @@ mod placements;
 mod platform_status;
 mod regions;
 mod traffic;
+mod volumes;
 
 use caddis_catalog::Access::{Read, Write};
 use utoipa_axum::routes;
@@ -37,7 +38,7 @@ use crate::http::{
 
 /// See the module's text.
 pub(crate) fn all() -> Vec<Endpoint> {
-    [server(), apps(), machines(), one_machine()].into_iter().flatten().collect()
+    [server(), apps(), machines(), one_machine(), volumes()].into_iter().flatten().collect()
 }
 
 fn server() -> Vec<Endpoint> {
@@ -57,6 +58,7 @@ fn server() -> Vec<Endpoint> {
         Endpoint::new(routes!(images::remove), Installation, Unlimited),
         Endpoint::new(routes!(organizations::list), Caller, Rate::Path),
         Endpoint::new(routes!(organizations::machines), Organization(Read), Rate::Path),
+        Endpoint::new(routes!(volumes::organization::list), Organization(Read), Rate::Path),
     ]
 }
 
@@ -81,6 +83,23 @@ fn machines() -> Vec<Endpoint> {
         Endpoint::new(routes!(create::create), App(Write), Rate::Path).replay(Makes),
         Endpoint::new(routes!(watch::watch), App(Read), Rate::Path),
         Endpoint::new(routes!(usage::usage), App(Read), Rate::Path),
+    ]
+}
+
+fn volumes() -> Vec<Endpoint> {
+    use volumes::{create, list, one, snapshots};
+    let read = |handler| Endpoint::new(handler, App(Read), Rate::Path);
+    let write = |handler| Endpoint::new(handler, App(Write), Rate::Path);
+    vec![
+        read(routes!(list::list)),
+        write(routes!(create::create)).replay(Makes),
+        read(routes!(one::get)),
+        write(routes!(one::update)),
+        write(routes!(one::delete)),
+        write(routes!(one::extend)),
+        write(routes!(one::undelete)).replay(Repeatable),
+        read(routes!(snapshots::list)),
+        write(routes!(snapshots::create)),
     ]
 }
 
@@ -170,9 +189,13 @@ mod tests {
             "Machines_signal",
             "Machines_exec",
             "Machines_reclaim_memory",
+            "createVolumeSnapshot",
         ];
         assert_eq!(of(Replay::Refuse), refused);
-        assert_eq!(of(Makes), ["Apps_create", "Machines_create", "Machines_update"]);
+        assert_eq!(
+            of(Makes),
+            ["Apps_create", "Machines_create", "Machines_update", "Volumes_create"]
+        );
         assert_eq!(of(Exempt), ["Images_import"]);
     }
 }

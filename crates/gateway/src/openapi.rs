@@ -31,6 +31,7 @@ const BEARER: &str = "bearer";
 const TAGS: &[(&str, &str)] = &[
     ("Apps", "Apps group machines under a name."),
     ("Machines", "VMs."),
+    ("Volumes", "Disks of apps that machines are given, and that outlive them."),
     ("Platform", "Regions, placement and status."),
     ("Images", "Images on the hosts."),
     ("Host", "Maintenance of hosts."),

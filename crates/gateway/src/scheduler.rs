@@ -1,9 +1,9 @@
 //! Where a new machine goes: all workers of a region are asked, the best of those that have room
 //! gets it.
 
-use std::{cmp::Reverse, time::Duration};
+use std::{cmp::Reverse, collections::BTreeSet, time::Duration};
 
-use caddis_api::{ApiError, ErrorCode, MachineConfig, RegionCode};
+use caddis_api::{ApiError, ErrorCode, MachineConfig, RegionCode, WorkerId};
 use caddis_bus::{
     AskWindow,
     message::{self, Offer, Question},
@@ -21,13 +21,7 @@ pub(crate) async fn offers(
     regions: &[RegionCode],
     config: &MachineConfig,
 ) -> Result<(RegionCode, Vec<Offer>), ApiError> {
-    let question = Question::Place {
-        cpus: config.cpus(),
-        memory_mib: config.memory_mib(),
-        disk_gib: config.rootfs_gib(),
-        volume_gib: 0,
-        image: config.image.clone().unwrap_or_default(),
-    };
+    let question = question(config);
     let mut refused = Vec::new();
     for region in regions {
         let answers = ask(context, region, &question, WINDOW).await?;
@@ -42,15 +36,82 @@ pub(crate) async fn offers(
     Err(no_room(config, &refused))
 }
 
-/// Machines that would fit on each host of a region that has room for any.
+/// What the hosts of a region offer a machine, best first, those that have no room last.
+pub(crate) async fn offers_in(
+    context: &Inner,
+    region: &RegionCode,
+    config: &MachineConfig,
+) -> Result<Vec<Offer>, ApiError> {
+    let mut offers = ask(context, region, &question(config), WINDOW).await?;
+    rank(&mut offers);
+    offers.sort_by_key(|offer| !offer.fits);
+    Ok(offers)
+}
+
+fn question(config: &MachineConfig) -> Question {
+    Question::Place {
+        cpus: config.cpus(),
+        memory_mib: config.memory_mib(),
+        disk_gib: config.rootfs_gib(),
+        volume_gib: 0,
+        image: config.image.clone().unwrap_or_default(),
+    }
+}
+
+/// A volume to be placed.
+pub(crate) struct WantedVolume {
+    /// Size, GiB.
+    pub gib: u32,
+    /// A machine that the host must have room for as well, unless nothing is said of it.
+    pub compute: Option<MachineConfig>,
+    /// Hosts that it is not to be on.
+    pub avoid: BTreeSet<WorkerId>,
+    /// Also where no other host could ever have it.
+    pub insist: bool,
+}
+
+/// The offers for a volume of the first of these regions that has room, best first, and its name.
+pub(crate) async fn volume_offers(
+    context: &Inner,
+    regions: &[RegionCode],
+    wanted: &WantedVolume,
+) -> Result<(RegionCode, Vec<Offer>), ApiError> {
+    let compute = wanted.compute.as_ref();
+    let question = Question::Place {
+        cpus: compute.map_or(0, MachineConfig::cpus),
+        memory_mib: compute.map_or(0, MachineConfig::memory_mib),
+        disk_gib: compute.map_or(0, MachineConfig::rootfs_gib),
+        volume_gib: wanted.gib.into(),
+        image: compute.and_then(|config| config.image.clone()).unwrap_or_default(),
+    };
+    let hosts = context.view.hosts().all();
+    let mut refused = Vec::new();
+    for region in regions {
+        let is_only = hosts.iter().filter(|(_, host)| host.region == *region).count() == 1;
+        let avoids =
+            |offer: &Offer| (wanted.insist || !is_only) && wanted.avoid.contains(&offer.worker);
+        let answers = ask(context, region, &question, WINDOW).await?;
+        let (mut fitting, unfit): (Vec<Offer>, Vec<Offer>) =
+            answers.into_iter().partition(|offer| offer.fits && !avoids(offer));
+        if !fitting.is_empty() {
+            rank(&mut fitting);
+            return Ok((region.clone(), fitting));
+        }
+        refused.push((region.clone(), unfit));
+    }
+    Err(no_room_for_volume(wanted, &refused))
+}
+
+/// Machines, with a volume of this size each, that would fit on each host of a region that has room
+/// for any.
 pub(crate) async fn room_in(
     context: &Inner,
     region: &RegionCode,
     config: &MachineConfig,
+    volume_gib: u64,
 ) -> Result<Vec<u64>, ApiError> {
     let (cpus, memory_mib, disk_gib) = (config.cpus(), config.memory_mib(), config.rootfs_gib());
-    let question =
-        Question::Place { cpus, memory_mib, disk_gib, volume_gib: 0, image: String::new() };
+    let question = Question::Place { cpus, memory_mib, disk_gib, volume_gib, image: String::new() };
     let window =
         AskWindow { quiet: Duration::from_millis(10), deadline: Duration::from_millis(500) };
     let offers = ask(context, region, &question, window).await?.into_iter();
@@ -58,6 +119,10 @@ pub(crate) async fn room_in(
         let cpus = u64::from(offer.free_cpus) / u64::from(cpus.max(1));
         cpus.min(offer.free_memory_mib / memory_mib.max(1))
             .min(offer.free_disk_gib / disk_gib.max(1))
+            .min(match offer.free_volume_gib {
+                Some(free) if volume_gib > 0 => free / volume_gib,
+                _ => u64::MAX,
+            })
     };
     Ok(offers.filter(|offer| offer.fits).map(|offer| 1 + further(&offer)).collect())
 }
@@ -86,6 +151,37 @@ fn rank(offers: &mut [Offer]) {
     offers.sort_by_key(|offer| {
         (Reverse(offer.has_image), Reverse(offer.free_memory_mib), offer.worker.clone())
     });
+}
+
+fn no_room_for_volume(wanted: &WantedVolume, refused: &[(RegionCode, Vec<Offer>)]) -> ApiError {
+    let mut text = format!("could not find a candidate host: the volume needs {} GiB", wanted.gib);
+    if let Some(compute) = &wanted.compute {
+        text.push_str(&format!(
+            ", its machine {} CPUs and {} MiB of memory",
+            compute.cpus(),
+            compute.memory_mib()
+        ));
+    }
+    for (region, offers) in refused {
+        if offers.is_empty() {
+            text.push_str(&format!("; in {region} no host answers"));
+        }
+        for offer in offers {
+            text.push_str(&format!("; host {} in {region} ", offer.worker));
+            text.push_str(&match (&offer.free_volume_gib, &offer.shortage) {
+                _ if offer.drains => "is being drained".to_owned(),
+                _ if offer.fits => {
+                    "has another volume of this name or app, and a zone of its own was asked for \
+                     (require_unique_zone)"
+                        .to_owned()
+                }
+                (_, Some(shortage)) => format!("has not enough free: {shortage}"),
+                (Some(free), None) => format!("has {free} GiB free"),
+                (None, None) => "has not enough free".to_owned(),
+            });
+        }
+    }
+    ApiError::new(ErrorCode::InsufficientCapacity, text)
 }
 
 fn no_room(config: &MachineConfig, refused: &[(RegionCode, Vec<Offer>)]) -> ApiError {
@@ -139,8 +235,6 @@ fn no_room(config: &MachineConfig, refused: &[(RegionCode, Vec<Offer>)]) -> ApiE
 
 #[cfg(test)]
 mod tests {
-    use caddis_api::WorkerId;
-
     use super::*;
 
     fn offer(worker: &str, free: u64, has_image: bool) -> Offer {
@@ -185,6 +279,30 @@ mod tests {
         assert_eq!(error.code, ErrorCode::InsufficientCapacity);
         let text = "; host w in local is being drained; host v in local has 4 CPUs, 0 MiB";
         assert!(error.message.contains(text), "{}", error.message);
+    }
+
+    #[test]
+    fn a_refusal_of_a_volume_says_what_each_host_lacks() {
+        let full = Offer {
+            fits: false,
+            free_volume_gib: Some(2),
+            shortage: None,
+            ..offer("full", 0, false)
+        };
+        let used = offer("used", 0, false);
+        let drained = Offer { fits: false, drains: true, ..offer("drained", 0, false) };
+        let wanted = WantedVolume { gib: 10, compute: None, avoid: BTreeSet::new(), insist: true };
+        let local = RegionCode::from_trusted("local");
+        let far = (RegionCode::from_trusted("far"), vec![]);
+        let error = no_room_for_volume(&wanted, &[(local, vec![full, used, drained]), far]);
+        assert_eq!(error.code, ErrorCode::InsufficientCapacity);
+        assert_eq!(
+            error.message,
+            "could not find a candidate host: the volume needs 10 GiB; host full in local has 2 \
+             GiB free; host used in local has another volume of this name or app, and a zone of \
+             its own was asked for (require_unique_zone); host drained in local is being drained; \
+             in far no host answers"
+        );
     }
 
     #[test]

@@ -47,7 +47,12 @@ impl InternalNames {
             match changes.recv().await {
                 Ok(Change::Machine(id)) => self.update(view, &id),
                 Ok(Change::Listed(worker)) => self.update_worker(view, &worker),
-                Ok(Change::Host(_) | Change::Superseded(_)) => {}
+                Ok(
+                    Change::Host(_)
+                    | Change::Volume(_)
+                    | Change::VolumesListed(_)
+                    | Change::Superseded(_),
+                ) => {}
                 Err(RecvError::Lagged(_)) => self.update_all(view),
                 Err(RecvError::Closed) => return,
             }

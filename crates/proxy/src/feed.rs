@@ -133,7 +133,10 @@ impl Feed {
                 dirty.extend(forgotten.map(|(_, app)| app.clone()));
             }
             // Machines whose host is not heard are told one by one.
-            Change::Host(_) | Change::Superseded(_) => {}
+            Change::Host(_)
+            | Change::Volume(_)
+            | Change::VolumesListed(_)
+            | Change::Superseded(_) => {}
         }
     }
 

@@ -70,11 +70,15 @@ enum Inquiry {
     List(WorkerId),
     /// One machine, with its configuration.
     Machine(WorkerId, MachineId),
+    /// All volumes of a worker.
+    Volumes(WorkerId),
 }
 
 impl Inquiries {
     fn list(&mut self, worker: &WorkerId) {
-        self.known.insert(worker.clone());
+        if self.known.insert(worker.clone()) {
+            self.begin(Inquiry::Volumes(worker.clone()));
+        }
         self.begin(Inquiry::List(worker.clone()));
     }
 
@@ -90,6 +94,10 @@ impl Inquiries {
                 Inquiry::List(worker) => Some(list(&view, &client, worker).await),
                 Inquiry::Machine(worker, machine) => {
                     fetch(&view, &client, worker, machine).await;
+                    None
+                }
+                Inquiry::Volumes(worker) => {
+                    list_volumes(&view, &client, worker).await;
                     None
                 }
             };
@@ -206,6 +214,9 @@ fn take_in_announcement(
         tracing::info!(%worker, sequence, "listing a worker: some of its messages were missed");
         inquiries.list(worker);
     }
+    if inquiries.view.volumes.is_missing(worker, incarnation, announcement.volumes) {
+        inquiries.begin(Inquiry::Volumes(worker.clone()));
+    }
 }
 
 /// Which deltas a listing contains: those up to a number, of the process that gave its first page.
@@ -251,6 +262,45 @@ async fn list_once(
             view.end_listing(worker, begin);
             let Listed { incarnation, sequence } = listed;
             return Ok(Listed { incarnation: std::mem::take(incarnation), sequence: *sequence });
+        }
+    }
+}
+
+/// Lists the volumes of a worker, however often it takes.
+async fn list_volumes(view: &View, client: &WorkerClient, worker: &WorkerId) {
+    let list = || list_volumes_once(view, client, worker);
+    until_done(list, |error| {
+        tracing::warn!(%worker, ?error, "can't list the volumes of a worker, retrying");
+    })
+    .await;
+}
+
+async fn list_volumes_once(
+    view: &View,
+    client: &WorkerClient,
+    worker: &WorkerId,
+) -> Result<(), AskError> {
+    let begin = view.volumes.begin_listing();
+    let mut after = None;
+    let mut first = None;
+    loop {
+        let request = WorkerRequest::ListVolumes { after: after.clone() };
+        let (records, more, page) = match client.ask(worker, request, REQUEST_TIMEOUT).await? {
+            WorkerReply::Volumes { records, more, incarnation, revision } => {
+                (records, more, (incarnation, revision))
+            }
+            other => return Err(unexpected(worker, &other)),
+        };
+        let (incarnation, revision) = first.get_or_insert(page);
+        view.volumes.is_process(worker, incarnation);
+        after = records.last().map(|record| record.volume.id.clone()).or(after);
+        for record in records {
+            view.apply_volume(record);
+        }
+        if !more {
+            view.heard(worker);
+            view.end_listing_volumes(worker, begin, (incarnation, *revision));
+            return Ok(());
         }
     }
 }

@@ -60,6 +60,11 @@ impl Hosts {
         self.read().iter().map(|(worker, host)| (worker.clone(), host.clone())).collect()
     }
 
+    /// The state of one.
+    pub fn state(&self, worker: &WorkerId) -> Option<HostState> {
+        self.read().get(worker).map(|host| host.state)
+    }
+
     /// Those that may answer, by id.
     pub fn reachable(&self) -> Vec<WorkerId> {
         let table = self.read();

@@ -13,15 +13,16 @@ mod follow;
 mod hosts;
 mod machines;
 mod sequence;
+mod volumes;
 mod watchers;
 
 use std::{sync::Arc, time::Duration};
 
-use caddis_api::{MachineId, RegionCode, WorkerId, platform::HostState};
-use caddis_bus::message::{Announcement, MachineRecord};
+use caddis_api::{MachineId, RegionCode, VolumeId, WorkerId, platform::HostState};
+use caddis_bus::message::{Announcement, MachineRecord, VolumeRecord};
 use tokio::sync::{broadcast, watch};
 
-use crate::{machines::Machines, watchers::Watchers};
+use crate::{machines::Machines, volumes::Volumes, watchers::Watchers};
 
 pub use follow::{Published, follow};
 pub use hosts::{Host, Hosts};
@@ -39,6 +40,10 @@ pub enum Change {
     Listed(WorkerId),
     /// A host is new, or in another state or region.
     Host(WorkerId),
+    /// A volume is another than before.
+    Volume(VolumeId),
+    /// The volumes of a worker were listed: any of them may be another than before, or gone.
+    VolumesListed(WorkerId),
     /// A worker has a copy that it must stop.
     Superseded(Superseded),
 }
@@ -62,8 +67,10 @@ pub struct ViewSettings {
 /// See the crate's text.
 pub struct View {
     machines: Machines,
+    volumes: Volumes,
     hosts: Hosts,
     synced: watch::Sender<bool>,
+    volumes_synced: watch::Sender<bool>,
     watchers: Watchers,
     changes: broadcast::Sender<Change>,
 }
@@ -80,7 +87,9 @@ impl View {
         } = settings;
         Self {
             machines: Machines::new(destroyed_retention),
+            volumes: Volumes::default(),
             synced: watch::Sender::new(workers.is_empty()),
+            volumes_synced: watch::Sender::new(workers.is_empty()),
             hosts: Hosts::new(workers, &region, (suspected_after, unreachable_after)),
             watchers: Watchers::default(),
             changes: broadcast::Sender::new(CHANGES),
@@ -102,6 +111,67 @@ impl View {
     pub async fn synced(&self) {
         // It fails only when the view is gone, and then nobody is left to ask.
         let _ = self.synced.subscribe().wait_for(|synced| *synced).await;
+    }
+
+    /// Ends when the volumes of the workers known from the start have been listed once.
+    pub async fn volumes_synced(&self) {
+        // As above.
+        let _ = self.volumes_synced.subscribe().wait_for(|synced| *synced).await;
+    }
+
+    /// A volume.
+    pub fn volume(&self, id: &VolumeId) -> Option<VolumeRecord> {
+        self.volumes.get(id).map(|record| self.with_host_status(record))
+    }
+
+    /// The volumes of an app, by id, deleted ones among them.
+    pub fn volumes_of_app(&self, app: &str) -> Vec<VolumeRecord> {
+        let found = self.volumes.all(|record| record.app == app).into_iter();
+        found.map(|record| self.with_host_status(record)).collect()
+    }
+
+    /// The volumes of a worker, by id, deleted ones among them.
+    pub fn volumes_of_worker(&self, worker: &WorkerId) -> Vec<VolumeRecord> {
+        self.volumes.all(|record| record.worker == *worker)
+    }
+
+    /// Volumes of an app that are not deleted.
+    pub fn count_volumes_of_app(&self, app: &str) -> usize {
+        self.volumes.count_of_app(app)
+    }
+
+    /// Volumes of a worker that are not deleted.
+    pub fn count_volumes_of_worker(&self, worker: &WorkerId) -> usize {
+        self.volumes.count_of_worker(worker)
+    }
+
+    /// Takes the record of a volume in unless a newer one is here.
+    pub fn apply_volume(&self, record: VolumeRecord) {
+        let id = record.volume.id.clone();
+        if self.volumes.apply(record) {
+            self.tell(Change::Volume(id));
+        }
+    }
+
+    /// As it is shown while its host does not vouch for it.
+    fn with_host_status(&self, mut record: VolumeRecord) -> VolumeRecord {
+        if let Some(status) = self.hosts.state(&record.worker).and_then(status_of) {
+            status.clone_into(&mut record.volume.host_status);
+        }
+        record
+    }
+
+    fn end_listing_volumes(
+        &self,
+        worker: &WorkerId,
+        begin: u64,
+        (incarnation, revision): (&str, u64),
+    ) {
+        self.volumes.end_listing(worker, begin, incarnation, revision);
+        if self.hosts.first().iter().all(|worker| self.volumes.is_listed(worker)) {
+            self.volumes_synced.send_replace(true);
+        }
+        self.tell(Change::VolumesListed(worker.clone()));
     }
 
     /// A machine.
@@ -206,11 +276,7 @@ impl View {
 
     /// A host is in another state now: so are its machines.
     fn host_changed(&self, worker: &WorkerId, state: HostState) {
-        let status = match state {
-            HostState::Ok | HostState::Draining => None,
-            HostState::Suspected => Some("unknown"),
-            HostState::Unreachable => Some("unreachable"),
-        };
+        let status = status_of(state);
         match state {
             HostState::Ok => tracing::info!(%worker, "host available"),
             HostState::Draining => tracing::info!(%worker, "host draining"),
@@ -228,6 +294,15 @@ impl View {
     fn tell(&self, change: Change) {
         // Nobody may be listening.
         let _ = self.changes.send(change);
+    }
+}
+
+/// The `host_status` of what is on a host in this state, where the host does not vouch for it.
+fn status_of(state: HostState) -> Option<&'static str> {
+    match state {
+        HostState::Ok | HostState::Draining => None,
+        HostState::Suspected => Some("unknown"),
+        HostState::Unreachable => Some("unreachable"),
     }
 }
 

@@ -170,3 +170,59 @@ async fn a_copy_that_was_destroyed_takes_nothing_of_the_machine_with_it() {
     view.apply(other).unwrap();
     assert!(view.get(&id()).is_none());
 }
+
+#[tokio::test(start_paused = true)]
+async fn volumes_of_a_host_that_is_silent_are_shown_as_such() {
+    let view = view();
+    let announcement = Announcement {
+        worker: worker("a"),
+        region: RegionCode::from_trusted("local"),
+        incarnation: "p".to_owned(),
+        sequence: 0,
+        draining: false,
+        volumes: 1,
+    };
+    view.announced(&announcement);
+    let volume: caddis_api::Volume = serde_json::from_value(json!({
+        "id": "vol_1", "name": "data", "state": "created", "size_gb": 1, "region": "local",
+        "zone": "0000", "encrypted": true, "attached_machine_id": null, "created_at": "",
+        "fstype": "ext4", "snapshot_retention": 5, "auto_backup_enabled": true,
+    }))
+    .unwrap();
+    let mut changes = view.changes();
+    view.apply_volume(VolumeRecord {
+        worker: worker("a"),
+        incarnation: "p".to_owned(),
+        revision: 1,
+        app: AppName::from_trusted("app"),
+        updated_at: UnixMillis::EPOCH,
+        volume,
+    });
+    let id: VolumeId = "vol_1".parse().unwrap();
+    assert_eq!(changes.try_recv(), Ok(Change::Volume(id.clone())));
+    let shown = || view.volume(&id).unwrap().volume.host_status;
+    assert_eq!(shown(), "ok");
+    for (after, status) in [(3, "unknown"), (7, "unreachable")] {
+        tokio::time::advance(Duration::from_secs(after)).await;
+        view.hosts.look();
+        assert_eq!(shown(), status);
+        assert_eq!(view.volumes_of_app("app")[0].volume.host_status, status);
+    }
+    view.announced(&announcement);
+    assert_eq!(shown(), "ok");
+}
+
+#[tokio::test]
+async fn volumes_are_synced_when_those_of_all_first_workers_were_listed() {
+    let view = View::new(ViewSettings {
+        workers: vec![worker("a"), worker("b")],
+        region: RegionCode::from_trusted("local"),
+        suspected_after: Duration::from_secs(3),
+        unreachable_after: Duration::from_secs(10),
+        destroyed_retention: RETENTION,
+    });
+    view.end_listing_volumes(&worker("a"), 0, ("p", 0));
+    assert!(!*view.volumes_synced.borrow());
+    view.end_listing_volumes(&worker("b"), 0, ("p", 0));
+    view.volumes_synced().await;
+}

@@ -167,7 +167,8 @@ mod tests {
                 .check()
                 .is_err()
         );
-        for (size_gb, expected) in [(3, "has 3 GB already"), (2, "only be made larger"), (501, "500")]
+        for (size_gb, expected) in
+            [(3, "has 3 GB already"), (2, "only be made larger"), (501, "500")]
         {
             let error = ExtendVolumeRequest { size_gb }.check(3).unwrap_err();
             assert!(error.message.contains(expected), "{size_gb} gave {error}");

@@ -5,10 +5,10 @@ use std::collections::HashMap;
 use caddis_api::{MachineId, app::Organization};
 
 use crate::{
-    Address, AppQuery, AppRecord, AppState, PERSONAL, Placement, PrivateNetwork,
+    Address, AppQuery, AppRecord, AppState, PERSONAL, Placement, PrivateNetwork, VolumePlacement,
     store::{
         AddressConflict, AddressRow, AppRow, NewNetwork, PlacementConflict, PlacementRow,
-        RequestRow, TokenRow,
+        RequestRow, TokenRow, VolumeRow,
     },
 };
 
@@ -17,6 +17,8 @@ pub(super) struct Rows {
     pub(super) networks: Vec<NewNetwork>,
     pub(super) apps: Vec<App>,
     pub(super) placements: Vec<(PlacementRow, bool)>,
+    /// Each with whether it is deleted.
+    pub(super) volumes: Vec<(VolumeRow, bool)>,
     /// Oldest first.
     pub(super) addresses: Vec<AddressRow>,
     pub(super) requests: Vec<Request>,
@@ -109,7 +111,7 @@ impl Rows {
     }
 
     pub(super) fn conflict(&self, row: &PlacementRow) -> Option<PlacementConflict> {
-        if self.app(row.app).is_none_or(|app| app.deleting || app.deleted) {
+        if !self.is_active(row.app) {
             return Some(PlacementConflict::App);
         }
         let request =
@@ -126,6 +128,36 @@ impl Rows {
         }
         let known = |other: &PlacementRow| other.machine == row.machine || other.ipv6 == row.ipv6;
         self.placements.iter().any(|(other, _)| known(other)).then_some(PlacementConflict::Identity)
+    }
+
+    /// Whether things can be put into this app.
+    pub(super) fn is_active(&self, app: i32) -> bool {
+        self.app(app).is_some_and(|app| !app.deleting && !app.deleted)
+    }
+
+    /// Those of which this holds, by id; it is given whether they are deleted.
+    pub(super) fn volumes_where(
+        &self,
+        holds: impl Fn(&VolumeRow, bool) -> bool,
+    ) -> Vec<VolumePlacement> {
+        let found = self.volumes.iter().filter(|(row, deleted)| holds(row, *deleted));
+        let mut found: Vec<_> = found
+            .filter_map(|(row, deleted)| {
+                Some(VolumePlacement {
+                    id: row.id.clone(),
+                    name: row.name.clone(),
+                    app: self.app(row.app)?.row.name.clone(),
+                    app_number: row.app,
+                    worker: row.worker.clone(),
+                    region: row.region.clone(),
+                    epoch: row.epoch,
+                    created_ms: row.created_ms,
+                    deleted: *deleted,
+                })
+            })
+            .collect();
+        found.sort_by(|one, other| one.id.cmp(&other.id));
+        found
     }
 
     pub(super) fn address(&self, row: &AddressRow) -> Option<Address> {
@@ -145,7 +177,7 @@ impl Rows {
     }
 
     pub(super) fn address_conflict(&self, row: &AddressRow) -> Option<AddressConflict> {
-        if self.app(row.app).is_none_or(|app| app.deleting || app.deleted) {
+        if !self.is_active(row.app) {
             return Some(AddressConflict::App);
         }
         let mut of_app = self.addresses.iter().filter(|other| other.app == row.app);

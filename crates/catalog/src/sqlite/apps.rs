@@ -189,7 +189,9 @@ pub(super) fn delete(connection: &mut Connection, number: i32, at_ms: UnixMillis
             "UPDATE apps SET deleted_ms = ?2 WHERE number = ?1 AND deleting_ms IS NOT NULL AND \
              deleted_ms IS NULL
              AND NOT EXISTS (SELECT 1 FROM placements p WHERE p.app = apps.number AND \
-             p.released_ms IS NULL)",
+             p.released_ms IS NULL)
+             AND NOT EXISTS (SELECT 1 FROM volumes v WHERE v.app = apps.number AND v.deleted_ms \
+             IS NULL)",
         )?
         .execute(params![number, at_ms.as_u64()])?;
     if deleted == 1 {

@@ -69,6 +69,14 @@ const STEPS: &[&str] = &[
         UNIQUE (app, ip)) STRICT;
     CREATE UNIQUE INDEX addresses_by_ip ON addresses (ip) WHERE kind <> 'shared_v4';
 ",
+    "
+    CREATE TABLE volumes (
+        volume TEXT PRIMARY KEY, name TEXT NOT NULL, app INTEGER NOT NULL REFERENCES apps(number),
+        worker TEXT NOT NULL, region TEXT NOT NULL, epoch INTEGER NOT NULL,
+        created_ms INTEGER NOT NULL, deleted_ms INTEGER) STRICT, WITHOUT ROWID;
+    CREATE INDEX volumes_by_app ON volumes (app);
+    CREATE INDEX volumes_by_worker ON volumes (worker) WHERE deleted_ms IS NULL;
+",
 ];
 
 /// Opens the catalog at `path`, making it when there is no file.

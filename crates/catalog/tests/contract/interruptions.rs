@@ -6,12 +6,12 @@ use std::sync::{Arc, atomic::AtomicU64};
 
 use caddis_api::NetworkName;
 use caddis_catalog::{
-    AppState, Catalog, CatalogError, IdempotencyState, NewApp, StoreError, WantedAddress,
+    AppState, Catalog, CatalogError, IdempotencyState, NewApp, NewVolume, StoreError, WantedAddress,
 };
 
 use crate::support::{
     Behind, FailAt, Fixture, address, answer, app, keyed_app, machine, machine_of, pool, region,
-    request, worker,
+    request, volume, worker,
 };
 
 /// Runs `step` over each store, once with a failure at each of its calls of the store, and then
@@ -107,6 +107,25 @@ async fn placing_the_machine_of_a_request() {
             let placed = catalog.placements(None).await.unwrap();
             assert_eq!(placed.len(), 1);
             assert_eq!(catalog.placement_of_request("1").await.unwrap().as_ref(), placed.first());
+        },
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn placing_and_deleting_a_volume() {
+    everywhere(
+        async |catalog| drop(catalog.create_app(app("a")).await.unwrap()),
+        async |catalog| {
+            let new = NewVolume { id: "vol_1".parse().ok(), ..volume("a", "data") };
+            let placed = catalog.place_volume(new).await?;
+            catalog.delete_volume(&placed.id).await?;
+            catalog.undelete_volume(&placed.id).await
+        },
+        async |catalog| {
+            let number = catalog.app("a").await.unwrap().unwrap().number;
+            let placed = catalog.volumes_of(number).await.unwrap();
+            assert_eq!((placed.len(), placed[0].deleted), (1, false));
         },
     )
     .await;

@@ -11,3 +11,4 @@ mod requests;
 mod rows;
 mod support;
 mod tokens;
+mod volumes;

@@ -3,12 +3,12 @@
 use std::{collections::HashSet, sync::Arc};
 
 use caddis_api::NetworkName;
-use caddis_catalog::{Catalog, CatalogError, IdempotencyState, NewApp, WantedAddress};
+use caddis_catalog::{Catalog, CatalogError, IdempotencyState, NewApp, NewVolume, WantedAddress};
 use futures::future::join_all;
 
 use crate::support::{
     Behind, Fixture, GiveWay, address, app, keyed_app, machine, machine_of, over_each_store, pool,
-    region, request, worker,
+    region, request, volume, worker,
 };
 
 over_each_store!(
@@ -22,6 +22,8 @@ over_each_store!(
     of_many_with_one_key_one_carries_the_request_out,
     of_many_that_find_a_request_cut_short_one_takes_it_over,
     no_machine_is_placed_in_an_app_that_is_gone,
+    no_volume_is_placed_in_an_app_that_is_gone,
+    many_that_place_one_volume_place_it_once,
     of_many_that_want_the_last_address_one_gets_it,
     many_that_want_any_address_each_get_one_of_their_own,
     many_that_see_to_an_address_of_an_app_give_it_one,
@@ -185,6 +187,34 @@ async fn no_machine_is_placed_in_an_app_that_is_gone(fixture: &Fixture) {
         "app {} is gone if and only if nothing is in it",
         app.number
     );
+}
+
+async fn no_volume_is_placed_in_an_app_that_is_gone(fixture: &Fixture) {
+    let catalogs = many(fixture);
+    fixture.catalog.create_app(app("a")).await.unwrap();
+    let placing = join_all(catalogs.iter().map(|catalog| catalog.place_volume(volume("a", "v"))));
+    let deleting = async {
+        catalogs[0].begin_app_deletion("a").await.unwrap();
+        catalogs[0].finish_app_deletion("a").await.unwrap()
+    };
+    let (placed, gone) = tokio::join!(placing, deleting);
+    assert_eq!(fixture.catalog.app("a").await.unwrap().is_none(), gone);
+    assert_eq!(gone, placed.iter().all(Result::is_err));
+    for refused in placed.into_iter().filter_map(Result::err) {
+        assert!(
+            matches!(refused, CatalogError::AppInDeletion(_) | CatalogError::AppNotFound(_)),
+            "{refused}"
+        );
+    }
+}
+
+async fn many_that_place_one_volume_place_it_once(fixture: &Fixture) {
+    let app = fixture.catalog.create_app(app("a")).await.unwrap();
+    let new = || NewVolume { id: "vol_1".parse().ok(), ..volume("a", "v") };
+    let placed = join_all(many(fixture).iter().map(|catalog| catalog.place_volume(new()))).await;
+    let placed: HashSet<_> = placed.into_iter().map(|placed| placed.unwrap().id).collect();
+    assert_eq!(placed.len(), 1);
+    assert_eq!(fixture.catalog.volumes_of(app.number).await.unwrap().len(), 1);
 }
 
 async fn of_many_that_want_the_last_address_one_gets_it(fixture: &Fixture) {

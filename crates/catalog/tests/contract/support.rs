@@ -10,14 +10,17 @@ use std::{
 };
 
 use async_trait::async_trait;
-use caddis_api::{AppName, MachineId, RegionCode, UnixMillis, WorkerId, app::Organization};
+use caddis_api::{
+    AppName, MachineId, RegionCode, UnixMillis, VolumeId, WorkerId, app::Organization,
+};
 use caddis_catalog::{
     Address, AddressPool, AppQuery, AppRecord, Catalog, KeyedRequest, MemoryStore, NewAddress,
-    NewApp, NewPlacement, PERSONAL, Placement, SqliteStore, StoreError, StoredResponse,
-    TokenRecord, WantedAddress,
+    NewApp, NewPlacement, NewVolume, PERSONAL, Placement, SqliteStore, StoreError, StoredResponse,
+    TokenRecord, VolumePlacement, WantedAddress,
     store::{
         AddressConflict, AddressRow, AppConflict, AppRow, NetworkRow, NewNetwork,
         PlacementConflict, PlacementRow, RequestLease, RequestRow, Store, Stored, TokenRow,
+        VolumeConflict, VolumeRow,
     },
 };
 use tokio::sync::watch;
@@ -117,6 +120,16 @@ pub fn machine(app: &str, name: Option<&str>) -> NewPlacement {
         worker: worker("W1"),
         region: region("one"),
         request: None,
+    }
+}
+
+pub fn volume(app: &str, name: &str) -> NewVolume {
+    NewVolume {
+        id: None,
+        app: AppName::from_trusted(app),
+        name: name.to_owned(),
+        worker: worker("W1"),
+        region: region("one"),
     }
 }
 
@@ -259,6 +272,12 @@ pass_on! {
         region: &RegionCode
     ) -> bool;
     fn release_placement(&self, machine: &MachineId, at_ms: UnixMillis) -> ();
+    fn volume(&self, id: &VolumeId) -> Option<VolumePlacement>;
+    fn volumes_of(&self, app: i32) -> Vec<VolumePlacement>;
+    fn volumes_on(&self, worker: &WorkerId) -> Vec<VolumePlacement>;
+    fn insert_volume(&self, row: VolumeRow) -> Result<(), VolumeConflict>;
+    fn delete_volume(&self, id: &VolumeId, at_ms: UnixMillis) -> ();
+    fn undelete_volume(&self, id: &VolumeId) -> bool;
     fn addresses(&self, app: Option<i32>) -> Vec<Address>;
     fn insert_address(&self, row: AddressRow) -> Result<(), AddressConflict>;
     fn delete_address(&self, app: i32, ip: IpAddr) -> bool;

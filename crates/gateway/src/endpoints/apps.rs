@@ -34,6 +34,7 @@ const MAX_PAGE: u64 = 5000;
 
 fn show(context: &Inner, app: AppRecord) -> App {
     let machines = context.view.count_of_app(&app.name);
+    let volumes = context.view.count_volumes_of_app(&app.name);
     let status = match (app.state, machines) {
         (AppState::Deleting, _) => "deleting",
         (AppState::Active, 0) => "pending",
@@ -49,7 +50,7 @@ fn show(context: &Inner, app: AppRecord) -> App {
         network: app.network,
         network_cidr: app.network_prefix,
         machine_count: machines as u64,
-        volume_count: 0,
+        volume_count: volumes as u64,
         organization: app.organization,
     }
 }
@@ -171,7 +172,8 @@ pub(crate) async fn get(
 
 /// Delete an app.
 ///
-/// Its machines are destroyed too, running or not. The name is free once they are gone.
+/// Its machines are destroyed too, running or not, and its volumes are deleted. The name is free
+/// once they are gone.
 #[utoipa::path(
     delete,
     path = "/v1/apps/{app_name}",

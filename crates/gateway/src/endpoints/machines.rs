@@ -10,6 +10,7 @@ pub(crate) mod leases;
 pub(crate) mod list;
 pub(crate) mod memory;
 pub(crate) mod metadata;
+mod mounts;
 pub(crate) mod operation;
 mod reached;
 mod starting;

@@ -24,8 +24,8 @@ use crate::{
     },
 };
 
-/// Most machines per page, and how many there are unless told otherwise.
-const MAX_PAGE: u64 = 1000;
+/// Most entries per page, and how many there are unless told otherwise.
+pub(crate) const MAX_PAGE: u64 = 1000;
 
 /// List the organizations that the token has access to.
 ///
@@ -78,7 +78,7 @@ pub(crate) async fn machines(
     let filter = Filter::read(&params)?;
     let limit = params.number("limit", 1, MAX_PAGE)?.unwrap_or(MAX_PAGE) as usize;
     let summary = params.flag("summary")?;
-    let after = after(&params)?;
+    let after = after(&params, caddis_api::time::seconds)?;
     let query = AppQuery { organization: Some(organization.slug), ..AppQuery::default() };
     let apps = caller.apps(&context, query).await?.apps;
     let mut found: Vec<_> = apps
@@ -109,7 +109,11 @@ pub(crate) async fn machines(
     }))
 }
 
-fn after(params: &Params) -> Result<(String, String), ApiError> {
+/// The time and id after which a page begins; times are written so.
+pub(crate) fn after(
+    params: &Params,
+    write: fn(Timestamp) -> String,
+) -> Result<(String, String), ApiError> {
     if let Some(cursor) = params.get("cursor") {
         let (time, id) = cursor
             .split_once('_')
@@ -120,9 +124,8 @@ fn after(params: &Params) -> Result<(String, String), ApiError> {
     let time: Timestamp = text
         .parse()
         .map_err(|_| invalid("updated_after", text, "a time like 2026-03-31T06:08:08Z"))?;
-    // Ids sort before this, so that machines of that very second are left out.
-    let whole = caddis_api::time::seconds(caddis_api::time::from_unix_ms(unix_ms(time)));
-    Ok((whole, "g".to_owned()))
+    // Ids sort before this, so that what changed at that very time is left out.
+    Ok((write(caddis_api::time::from_unix_ms(unix_ms(time))), "~".to_owned()))
 }
 
 fn show(record: &caddis_bus::message::MachineRecord, summary: bool) -> OrganizationMachine {

@@ -18,6 +18,8 @@ use crate::{
 
 /// Most machines that are asked about.
 const MAX_COUNT: u64 = 1_000_000;
+/// Bytes of a GB, as clients give the sizes of volumes here.
+const GB: u64 = 1_000_000_000;
 /// How much the order of the regions counts, and how much that machines are spread over them,
 /// unless told otherwise.
 const WEIGHTS: [(&str, i64); 2] = [("region", 50), ("spread", 1)];
@@ -45,11 +47,8 @@ pub(crate) async fn place(
     JsonBody(request): JsonBody<PlacementsRequest>,
 ) -> Result<Json<PlacementsReply>, HttpError> {
     caller.organization(&context, &request.org_slug).await?;
-    if request.volume_name.is_some_and(|name| !name.is_empty())
-        || request.volume_size_bytes.is_some_and(|size| size > 0)
-    {
-        return Err(ApiError::invalid("invalid volume_name, volumes are not available yet").into());
-    }
+    // Each would have a volume of its own.
+    let volume_gib = request.volume_size_bytes.unwrap_or_default().div_ceil(GB);
     let wanted = request.count.unwrap_or(0);
     if wanted > MAX_COUNT {
         return Err(ApiError::invalid(format!("invalid count, at most {MAX_COUNT}")).into());
@@ -72,10 +71,10 @@ pub(crate) async fn place(
         ))
         .into());
     }
-    let config = config(request.compute.as_ref().map(|guest| json!(guest)))?;
+    let config = config(request.compute.as_ref().map(|guest| json!(guest)), None)?;
     let mut room = Vec::new();
     for region in context.regions.resolve(request.region.as_deref())? {
-        let hosts = scheduler::room_in(&context, &region, &config).await?;
+        let hosts = scheduler::room_in(&context, &region, &config, volume_gib).await?;
         room.push(RegionPlacement {
             region,
             count: hosts.iter().sum(),
@@ -100,10 +99,10 @@ pub(crate) async fn place(
 }
 
 /// A machine of this size; performance-1x where none is given.
-fn config(guest: Option<Value>) -> Result<MachineConfig, ApiError> {
+pub(super) fn config(guest: Option<Value>, image: Option<&str>) -> Result<MachineConfig, ApiError> {
     let guest =
         guest.unwrap_or_else(|| json!({ "cpu_kind": "performance", "cpus": 1, "memory_mb": 2048 }));
-    let raw = [("image".to_owned(), json!("any")), ("guest".to_owned(), guest)];
+    let raw = [("image".to_owned(), json!(image.unwrap_or("any"))), ("guest".to_owned(), guest)];
     Ok(validate::normalise(RawConfig::from(raw.into_iter().collect::<serde_json::Map<_, _>>()))?.1)
 }
 

@@ -96,6 +96,8 @@ async fn host(
         free_cpus: offer.map_or(0, |offer| offer.free_cpus),
         free_memory_mb: offer.map_or(0, |offer| offer.free_memory_mib),
         free_disk_gb: offer.map_or(0, |offer| offer.free_disk_gib),
+        free_volume_gb: offer.and_then(|offer| offer.free_volume_gib),
+        volumes: context.view.count_volumes_of_worker(worker) as u64,
         images: images.as_ref().map(|images| images.len() as u64),
         images_bytes: images.map(|images| images.iter().map(|image| image.size).sum()),
     }

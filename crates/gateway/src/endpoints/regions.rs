@@ -21,7 +21,7 @@ pub(crate) async fn list(State(context): State<Context>) -> Json<RegionsReply> {
     let mut regions = context.regions.all();
     for region in &mut regions {
         // Of the smallest size.
-        let room = scheduler::room_in(&context, &region.code, &MachineConfig::default())
+        let room = scheduler::room_in(&context, &region.code, &MachineConfig::default(), 0)
             .await
             .unwrap_or_default();
         region.capacity = i64::try_from(room.iter().sum::<u64>()).unwrap_or(i64::MAX);

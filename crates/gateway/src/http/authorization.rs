@@ -1,4 +1,4 @@
-//! What a caller may see and change. Apps, machines and organizations that requests name are found
+//! What a caller may see and change. Apps, machines, volumes and organizations that requests name are found
 //! here and nowhere else: the names in a path are handed out only to callers that may see what they
 //! are names of.
 //!
@@ -14,8 +14,8 @@ use axum::{
     extract::{FromRequestParts, Path},
     http::request::Parts,
 };
-use caddis_api::{ApiError, LeaseNonce, MachineId, app::Organization};
-use caddis_bus::message::{Action, WorkerReply, WorkerRequest};
+use caddis_api::{ApiError, ErrorCode, LeaseNonce, MachineId, VolumeId, app::Organization};
+use caddis_bus::message::{Action, VolumeAction, VolumeRecord, WorkerReply, WorkerRequest};
 use caddis_catalog::{AppPage, AppQuery, AppRecord, CatalogError, TokenScope};
 use caddis_view::CachedMachine;
 use serde::{Deserialize, de::DeserializeOwned};
@@ -25,7 +25,7 @@ use utoipa::IntoParams;
 use crate::http::{
     caller::Caller,
     context::Context,
-    errors::{HttpError, app_not_found},
+    errors::{HttpError, app_not_found, unexpected},
 };
 
 /// What was looked for, or why the caller does not get it.
@@ -77,6 +77,22 @@ async fn machine(context: &Context, name: &str, id: &MachineId) -> Found<Arc<Cac
     Err(ApiError::machine_not_found())
 }
 
+/// A volume of this very app: of an app that had its name before there may be some left.
+async fn volume(context: &Context, app: &AppRecord, id: &VolumeId) -> Found<VolumeRecord> {
+    let placed = context.catalog.volume(id).await?.filter(|row| row.app_number == app.number);
+    let Some(placed) = placed else { return Err(ApiError::volume_not_found()) };
+    match context.view.volume(id) {
+        Some(record) => Ok(record),
+        None if !placed.deleted && context.view.hosts().state(&placed.worker).is_none() => {
+            Err(ApiError::new(
+                ErrorCode::Unavailable,
+                "unavailable: nothing was heard of the host of the volume yet, try again later",
+            ))
+        }
+        None => Err(ApiError::volume_not_found()),
+    }
+}
+
 async fn in_path<T: DeserializeOwned + Send>(parts: &mut Parts, context: &Context) -> Found<T> {
     let path = Path::<T>::from_request_parts(parts, context).await;
     path.map(|Path(found)| found).map_err(|e| ApiError::invalid(format!("invalid path: {e}")))
@@ -122,6 +138,12 @@ impl AppPath {
     /// The app, or 404 with the text that clients look for.
     pub async fn look_up(&self, context: &Context) -> Found<AppRecord> {
         app(context, self.name()?).await
+    }
+
+    /// A volume of the app.
+    pub async fn volume(&self, context: &Context, id: &VolumeId) -> Found<VolumeRecord> {
+        context.volumes_synced().await?;
+        volume(context, &self.look_up(context).await?, id).await
     }
 
     /// A machine of the app.
@@ -205,6 +227,61 @@ impl FromRequestParts<Context> for MachinePath {
         let id = id.parse().map_err(|_| {
             let shown: String = id.escape_debug().take(100).collect();
             ApiError::invalid(format!("invalid machine ID, '{shown}'"))
+        })?;
+        Ok(Self { decision: decide(parts, &app), app, id })
+    }
+}
+
+/// A volume in the path.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Path)]
+pub(crate) struct VolumePath {
+    /// Name of the app.
+    #[param(rename = "app_name")]
+    app: String,
+    /// Id of the volume.
+    #[param(rename = "volume_id", value_type = String, pattern = "^vol_[0-9a-z]{1,40}$")]
+    id: VolumeId,
+    #[param(ignore)]
+    decision: Result<(), ApiError>,
+}
+
+impl VolumePath {
+    /// The volume, or the answer for a volume or an app that is not there.
+    pub async fn look_up(&self, context: &Context) -> Found<VolumeRecord> {
+        context.volumes_synced().await?;
+        self.decision.clone()?;
+        volume(context, &app(context, &self.app).await?, &self.id).await
+    }
+
+    /// Asks the owner of the volume for a change.
+    pub async fn act(&self, context: &Context, action: VolumeAction) -> Found<VolumeRecord> {
+        let record = self.look_up(context).await?;
+        let request = WorkerRequest::ActOnVolume { volume: self.id.clone(), action };
+        match context.ask(&record.worker, request, context.settings.request_deadline).await? {
+            WorkerReply::Volume { record } => Ok(*record),
+            other => Err(unexpected(&other)),
+        }
+    }
+}
+
+/// Its parts; there may be others.
+#[derive(Deserialize)]
+struct VolumeWords {
+    #[serde(rename = "app_name")]
+    app: String,
+    #[serde(rename = "volume_id")]
+    id: String,
+}
+
+impl FromRequestParts<Context> for VolumePath {
+    type Rejection = HttpError;
+
+    async fn from_request_parts(parts: &mut Parts, context: &Context) -> Result<Self, HttpError> {
+        let VolumeWords { app, id } = in_path(parts, context).await?;
+        let id = id.parse().map_err(|_| {
+            let shown: String = id.escape_debug().take(100).collect();
+            ApiError::invalid(format!("invalid volume ID, '{shown}'"))
         })?;
         Ok(Self { decision: decide(parts, &app), app, id })
     }

@@ -87,6 +87,16 @@ impl Inner {
         })
     }
 
+    /// Waits until the view holds the volumes that the workers had when we began.
+    pub async fn volumes_synced(&self) -> Result<(), ApiError> {
+        tokio::time::timeout(SYNC_TIMEOUT, self.view.volumes_synced()).await.map_err(|_| {
+            ApiError::new(
+                ErrorCode::Unavailable,
+                "unavailable: the state of the volumes is not known yet, try again",
+            )
+        })
+    }
+
     /// Asks a worker. Records in the answer go into the view, so that a client reads its own
     /// writes.
     pub async fn ask(
@@ -97,6 +107,9 @@ impl Inner {
     ) -> Result<WorkerReply, AskError> {
         let mut reply = self.workers.ask(worker, request, deadline).await?;
         self.view.heard(worker);
+        if let WorkerReply::Volume { record } = &reply {
+            self.view.apply_volume((**record).clone());
+        }
         if let WorkerReply::Created { record, .. }
         | WorkerReply::Started { record, .. }
         | WorkerReply::Updated { record, .. }

@@ -48,6 +48,11 @@ errors! {
         "400" => "Invalid request; the message says what",
         "404" => "No such app, machine or subresource",
     }
+    /// Of what is about a volume.
+    NoVolume {
+        "400" => "Invalid request; the message says what",
+        "404" => "No such app or volume",
+    }
     /// Of what a worker may refuse.
     Refused {
         "409" => "Someone else holds the lease or changed the machine at the same time, or the \

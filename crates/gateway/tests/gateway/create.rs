@@ -117,6 +117,7 @@ async fn without_room_the_answer_says_what_is_free() {
         free_memory_mib: 700,
         free_cpus: 3,
         free_disk_gib: 80,
+        free_volume_gib: None,
         has_image: true,
     });
     let request = json!({"config": {"image": "nginx", "guest": {"cpus": 1, "memory_mb": 2048}}});

@@ -93,7 +93,7 @@ async fn an_update_is_answered_with_the_new_version_and_the_old_ones_stay_readab
         (
             json!({ "config": { "image": "b", "mounts": [{ "volume": "vol_1",
                 "path": "/data" }] } }),
-            "no volumes yet",
+            "the volume of a machine can't be changed",
         ),
         (
             json!({ "config": { "image": "b", "stop_config": { "timeout": 3 } } }),

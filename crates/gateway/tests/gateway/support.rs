@@ -14,11 +14,11 @@ use axum::{
     http::{HeaderMap, Request, StatusCode},
 };
 use caddis_api::{
-    AppName, MachineId, MachineState, RegionCode,
+    AppName, MachineId, MachineState, RegionCode, VolumeId,
     traffic::{AppTraffic, MachineTraffic, TrafficDecision},
 };
 use caddis_bus::{InProcessBus, Serving, stream::InProcessStreams};
-use caddis_catalog::{Access, Catalog, PERSONAL, SqliteStore, TokenRecord, TokenScope};
+use caddis_catalog::{Access, Catalog, NewVolume, PERSONAL, SqliteStore, TokenRecord, TokenScope};
 use caddis_gateway::{Gateway, GatewayParts, Settings, TrafficInfo, TrafficSettings};
 use serde_json::{Value, json};
 use tower::ServiceExt as _;
@@ -171,6 +171,43 @@ impl Fixture {
             )
             .await;
         answer.ok()["id"].as_str().unwrap().parse().unwrap()
+    }
+
+    pub async fn volume(&self, app: &str, name: &str) -> VolumeId {
+        let made = self.post(&format!("/v1/apps/{app}/volumes"), json!({ "name": name })).await;
+        made.ok()["id"].as_str().unwrap().parse().unwrap()
+    }
+
+    /// Has a volume of the app `a` with this id be there.
+    pub async fn volume_of_id(&self, id: &str) {
+        let new = NewVolume {
+            id: Some(id.parse().unwrap()),
+            app: AppName::from_trusted("a"),
+            name: "data".to_owned(),
+            worker: self.worker.id.clone(),
+            region: RegionCode::from_trusted("local"),
+        };
+        self.catalog.place_volume(new).await.unwrap();
+        self.worker.add_volume("a", id);
+        self.worker.announce("local").await;
+        let line = format!("GET /v1/apps/a/volumes/{id}");
+        let known = async {
+            while self.call(&line).await.status != 200 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(TIMEOUT, known).await.unwrap();
+    }
+
+    pub async fn machine_with(&self, app: &str, mounts: Value) -> Answer {
+        let config = json!({ "image": "nginx", "mounts": mounts });
+        self.post(&format!("/v1/apps/{app}/machines"), json!({ "config": config })).await
+    }
+
+    /// Whether the catalog has it as deleted.
+    #[expect(clippy::disallowed_methods, reason = "looks at what is behind the API")]
+    pub async fn is_deleted(&self, volume: &VolumeId) -> bool {
+        self.catalog.volume(volume).await.unwrap().unwrap().deleted
     }
 
     /// An app `a` with a machine `m` that runs.

@@ -3,9 +3,9 @@
 
 use axum::{Extension, Json, extract::State};
 use caddis_api::{
-    ApiError, ErrorCode, Machine, MachineConfig, RawConfig, RegionCode, error::ErrorBody,
-    fields::unknown_of_request, lease::MAX_TTL_SECONDS, names, requests::CreateMachineRequest,
-    validate, warnings::warnings,
+    ApiError, ErrorCode, Machine, MachineConfig, RawConfig, RegionCode, config::Mount,
+    error::ErrorBody, fields::unknown_of_request, lease::MAX_TTL_SECONDS, names,
+    requests::CreateMachineRequest, validate, warnings::warnings,
 };
 use caddis_bus::{
     BusError,
@@ -13,6 +13,7 @@ use caddis_bus::{
 };
 use caddis_catalog::{AppRecord, AppState, CatalogError, NewPlacement, Placement};
 
+use super::mounts::{self, Chooser, Wish};
 use crate::{
     deletion,
     endpoints::{addresses::publish, filter::is_gone},
@@ -60,7 +61,8 @@ struct Wanted {
         NoApp,
         BadBody,
         (status = 409, description = "The name is in use", body = ErrorBody),
-        (status = 412, description = "The app is being deleted, or the host drained",
+        (status = 412, description = "The app is being deleted, the host drained, a volume is in \
+                                      use, or its host is full",
             body = ErrorBody),
         (status = 422, description = "No host has enough free capacity, or the image can't be \
                                       pulled", body = ErrorBody),
@@ -170,10 +172,90 @@ async fn resume(
             return Ok(None);
         }
     }
-    hand_over(context, wanted, placement, true).await.map(Some)
+    let raw = match mounts_of(wanted).is_empty() {
+        true => wanted.raw.clone(),
+        false => resumed_mounts(context, wanted, &placement).await?,
+    };
+    hand_over(context, wanted, (placement, &raw), true).await.map(Some)
+}
+
+fn mounts_of(wanted: &Wanted) -> &[Mount] {
+    wanted.config.mounts.as_deref().unwrap_or_default()
+}
+
+/// The configuration with the volumes of the machine that an earlier try may have made.
+#[expect(clippy::disallowed_methods, reason = "the machine that this request has placed")]
+async fn resumed_mounts(
+    context: &Context,
+    wanted: &Wanted,
+    placement: &Placement,
+) -> Result<RawConfig, ApiError> {
+    let known = context.view.get(&placement.machine);
+    if let Some(config) = known.and_then(|shown| shown.record.machine.config.clone()) {
+        return Ok(config);
+    }
+    let wish = Wish {
+        app: &wanted.app,
+        config: &wanted.config,
+        regions: std::slice::from_ref(&placement.region),
+        machine: Some(&placement.machine),
+    };
+    let mut chooser = Chooser::new(context, &wish).await?;
+    let nothing = || mounts::nothing_fits(&wanted.config, wish.regions);
+    loop {
+        let choice = chooser.choose().ok_or_else(nothing)?;
+        if choice.worker == placement.worker {
+            return Ok(mounts::filled_in(&wanted.raw, &choice.volumes));
+        }
+        chooser.is_full(&choice.worker);
+    }
+}
+
+/// Where its volumes are, one choice of them after the other.
+async fn place_with_volumes(context: &Context, wanted: Wanted) -> Result<Machine, ApiError> {
+    let wish =
+        Wish { app: &wanted.app, config: &wanted.config, regions: &wanted.regions, machine: None };
+    let mut chooser = Chooser::new(context, &wish).await?;
+    let mut refusal = None;
+    while let Some(choice) = chooser.choose() {
+        let place = NewPlacement {
+            app: wanted.app.name.clone(),
+            name: wanted.name.clone(),
+            worker: choice.worker.clone(),
+            region: choice.region.clone(),
+            request: wanted.request_id.clone(),
+        };
+        let (placement, again) = reserve(context, place).await?;
+        let raw = match again {
+            true => resumed_mounts(context, &wanted, &placement).await?,
+            false => mounts::filled_in(&wanted.raw, &choice.volumes),
+        };
+        match hand_over(context, &wanted, (placement, &raw), again).await {
+            Ok(machine) => {
+                // Lists show from now on whose they are.
+                mounts::refresh(context, &choice).await;
+                return Ok(machine);
+            }
+            Err(error) if mounts::is_for_want_of_room(&error) => {
+                refusal = Some(mounts::no_room(&choice, error));
+                chooser.is_full(&choice.worker);
+            }
+            Err(error) => {
+                // Another machine may have got one of them between the choice and now.
+                if again || !chooser.is_refused(context, &choice).await {
+                    return Err(error);
+                }
+                refusal = Some(error);
+            }
+        }
+    }
+    Err(refusal.unwrap_or_else(|| mounts::nothing_fits(&wanted.config, &wanted.regions)))
 }
 
 async fn place(context: &Context, wanted: Wanted) -> Result<Machine, ApiError> {
+    if !mounts_of(&wanted).is_empty() {
+        return place_with_volumes(context, wanted).await;
+    }
     let (region, offers) = scheduler::offers(context, &wanted.regions, &wanted.config).await?;
     let mut refusal = None;
     for offer in offers.into_iter().take(MAX_HOSTS) {
@@ -185,7 +267,7 @@ async fn place(context: &Context, wanted: Wanted) -> Result<Machine, ApiError> {
             request: wanted.request_id.clone(),
         };
         let (placement, again) = reserve(context, place).await?;
-        match hand_over(context, &wanted, placement, again).await {
+        match hand_over(context, &wanted, (placement, &wanted.raw), again).await {
             // It was taken between the offer and now.
             Err(error) if error.code == ErrorCode::InsufficientCapacity => refusal = Some(error),
             outcome => return outcome,
@@ -222,7 +304,7 @@ async fn reserve(context: &Context, place: NewPlacement) -> Result<(Placement, b
 async fn hand_over(
     context: &Context,
     wanted: &Wanted,
-    placement: Placement,
+    (placement, raw): (Placement, &RawConfig),
     again: bool,
 ) -> Result<Machine, ApiError> {
     let request = WorkerRequest::Create(Box::new(CreateMachine {
@@ -231,7 +313,7 @@ async fn hand_over(
         app: wanted.app.name.clone(),
         org: wanted.app.organization.slug.clone(),
         region: placement.region.clone(),
-        config: wanted.raw.clone(),
+        config: raw.clone(),
         ipv6: placement.ipv6,
         network: placement.network_prefix.clone(),
         placement_epoch: placement.epoch,

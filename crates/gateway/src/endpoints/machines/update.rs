@@ -11,7 +11,10 @@ use caddis_api::{
 };
 use caddis_bus::message::{UpdateMachine, VersionRecord, WorkerReply, WorkerRequest};
 
-use super::create::{check_secrets, checked_ttl};
+use super::{
+    create::{check_secrets, checked_ttl},
+    mounts,
+};
 use crate::{
     endpoints::addresses::publish,
     http::{
@@ -70,6 +73,7 @@ pub(crate) async fn update(
     check_secrets(request.min_secrets_version)?;
     let raw = request.config.ok_or_else(|| ApiError::invalid("invalid config, it is required"))?;
     let (config, read) = validate::normalise(raw)?;
+    let config = mounts::kept(&context, machine.config.as_ref(), (&config, &read))?;
     told.extend(warnings(&config));
     let update = UpdateMachine {
         config,

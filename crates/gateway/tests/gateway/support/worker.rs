@@ -3,6 +3,7 @@
 
 pub mod records;
 mod streams;
+mod volumes;
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -14,17 +15,19 @@ use axum::body::Body;
 use axum::http::Response;
 use bytes::Bytes;
 use caddis_api::{
-    ApiError, LeaseNonce, MachineId, MachineState, RegionCode, VersionId, WorkerId,
+    ApiError, LeaseNonce, MachineId, MachineState, RegionCode, VersionId, VolumeId, WorkerId,
     exec::ProcessStat,
     hold::Hold,
     lease::{Lease, PublicLease},
     requests::{Memory, StartReply},
+    volume::Filesystem,
 };
 use caddis_bus::{
     Bus, Handler, InProcessBus, Serving,
     message::{
-        self, ANNOUNCE_INTERVAL, ANNOUNCEMENTS, Action, Announcement, DELTAS, Delta, Envelope,
-        MachineRecord, Offer, VersionRecord, WorkerReply, WorkerRequest, WorkerResult,
+        self, ANNOUNCE_INTERVAL, ANNOUNCEMENTS, Action, Announcement, CreateVolume, DELTAS, Delta,
+        Envelope, MachineRecord, Offer, VersionRecord, VolumeRecord, WorkerReply, WorkerRequest,
+        WorkerResult,
     },
     stream::frames::{self, Frame},
 };
@@ -70,6 +73,12 @@ pub struct State {
     pub requests: Vec<WorkerRequest>,
     pub stream_answer: Option<(u16, String)>,
     pub lists: u64,
+    pub volumes: BTreeMap<VolumeId, VolumeRecord>,
+    /// Counts their changes.
+    pub volume_revision: u64,
+    pub volume_lists: u64,
+    /// The next creates and changes of volumes fail so.
+    pub volume_errors: VecDeque<ApiError>,
     /// Every machine runs a moment after each change.
     pub prompt: bool,
 }
@@ -149,13 +158,31 @@ impl FakeWorker {
                 incarnation: state.incarnation.clone(),
                 sequence: state.sequence,
                 draining: state.draining,
-                volumes: 0,
+                volumes: state.volume_revision,
             };
             (!state.mute).then_some(announcement)
         };
         if let Some(announcement) = announcement {
             self.bus.publish(ANNOUNCEMENTS, message::encode(&announcement)).await.unwrap();
         }
+    }
+
+    /// Has a volume that nobody asked for.
+    pub fn add_volume(&self, app: &str, id: &str) {
+        let create = CreateVolume {
+            id: id.parse().unwrap(),
+            name: "data".to_owned(),
+            app: app.parse().unwrap(),
+            region: RegionCode::from_trusted("local"),
+            size_gb: 3,
+            encrypted: true,
+            filesystem: Filesystem::Ext4,
+            source: None,
+            snapshot_retention: 5,
+            auto_backup_enabled: true,
+        };
+        let request = WorkerRequest::CreateVolume(Box::new(create));
+        self.state().volumes(&self.id, request).unwrap();
     }
 
     pub fn state(&self) -> MutexGuard<'_, State> {
@@ -241,6 +268,8 @@ impl FakeWorker {
                         let lease = state.leases.get(&create.id).cloned();
                         return Ok(WorkerReply::Created { record: Box::new(record), lease });
                     }
+                    let read = caddis_api::validate::read(&create.config).unwrap();
+                    state.attach(&create.id, read.mounts.as_deref().unwrap_or_default())?;
                     let lease =
                         create.lease.clone().map(|(ttl, owner)| lease(&create.id, ttl, owner, ""));
                     let mut record = new_record(&self.id, *create);
@@ -335,6 +364,10 @@ impl FakeWorker {
                 let memory = Memory { limit_mb: limit_mib.unwrap_or(256), available_mb: 100 };
                 Ok(WorkerReply::Memory { memory, reclaimed_mib: reclaim_mib.unwrap_or(0) })
             }
+            request @ (WorkerRequest::CreateVolume(_)
+            | WorkerRequest::ActOnVolume { .. }
+            | WorkerRequest::GetVolume { .. }
+            | WorkerRequest::ListVolumes { .. }) => self.state().volumes(&self.id, request),
             WorkerRequest::Drain { .. } => Ok(WorkerReply::Drained { stopped: 0 }),
             // Nobody but the proxy asks for it.
             WorkerRequest::Wake { .. }
@@ -406,6 +439,7 @@ impl FakeWorker {
                     ));
                 }
                 self.state().leases.remove(id);
+                self.state().detach(id);
                 self.turn(id, MachineState::Destroyed, "destroy").await
             }
             Action::Cordon { cordoned } => {
@@ -493,6 +527,7 @@ impl Handler for Offers {
             free_memory_mib: 1024,
             free_cpus: 4,
             free_disk_gib: 80,
+            free_volume_gib: Some(1000),
             has_image: false,
         });
         message::encode(&offer)

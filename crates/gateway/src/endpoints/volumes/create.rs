@@ -1,0 +1,284 @@
+//! A new volume: checked, placed, and accepted by its worker. Runs to its end even when the client
+//! hangs up, so that nothing stays half made.
+
+use std::collections::BTreeSet;
+
+use axum::{Extension, Json, extract::State};
+use caddis_api::{
+    ApiError, ErrorCode, RegionCode, Volume, VolumeId,
+    error::ErrorBody,
+    volume::{CreateVolumeRequest, DEFAULT_SNAPSHOT_RETENTION},
+};
+use caddis_bus::{
+    BusError,
+    message::{CreateVolume, VolumeRecord, WorkerReply, WorkerRequest},
+};
+use caddis_catalog::{AppRecord, AppState, CatalogError, NewVolume, VolumePlacement};
+use serde_json::json;
+use sha2::{Digest as _, Sha256};
+
+use crate::{
+    deletion,
+    endpoints::placements,
+    http::{
+        authorization::AppPath,
+        context::{AskError, Context},
+        errors::{HttpError, unexpected},
+        extract::JsonBody,
+        idempotency::RequestId,
+        responses::{BadBody, NoApp},
+    },
+    scheduler::{self, WantedVolume},
+};
+
+/// Hosts tried when one after the other turns out to be full after all.
+const MAX_HOSTS: usize = 3;
+
+/// What is asked for, checked.
+struct Wanted {
+    app: AppRecord,
+    request: CreateVolumeRequest,
+    source: Option<VolumeRecord>,
+    regions: Vec<RegionCode>,
+    size_gb: u32,
+    /// Where the client gave the request a key: what it makes has this id.
+    id: Option<VolumeId>,
+}
+
+/// Create a volume.
+///
+/// With `source_volume_id` it is a copy of that volume, on the same host, which machines can use
+/// while it is still being copied.
+#[utoipa::path(
+    post,
+    path = "/v1/apps/{app_name}/volumes",
+    operation_id = "Volumes_create",
+    tag = "Volumes",
+    params(AppPath),
+    request_body = CreateVolumeRequest,
+    responses(
+        (status = 200, description = "The volume", body = Volume),
+        NoApp,
+        BadBody,
+        (status = 412, description = "The app is being deleted, or the source can't be copied",
+            body = ErrorBody),
+        (status = 422, description = "No host has enough free space, or none that is wanted",
+            body = ErrorBody),
+    ),
+)]
+pub(crate) async fn create(
+    State(context): State<Context>,
+    id: Option<Extension<RequestId>>,
+    app: AppPath,
+    JsonBody(request): JsonBody<CreateVolumeRequest>,
+) -> Result<Json<Volume>, HttpError> {
+    request.check()?;
+    let id = id.map(|Extension(RequestId(id))| id_of_request(&id));
+    let wanted = check(&context, &app, request, id).await?;
+    let work = tokio::spawn(async move { make(&context, wanted).await });
+    let made = work
+        .await
+        .map_err(|e| ApiError::internal(format!("creating the volume was interrupted: {e}")))?;
+    Ok(Json(made?))
+}
+
+async fn check(
+    context: &Context,
+    app: &AppPath,
+    request: CreateVolumeRequest,
+    id: Option<VolumeId>,
+) -> Result<Wanted, ApiError> {
+    let source = match request.source_volume_id.as_deref().filter(|id| !id.is_empty()) {
+        Some(source) => Some(self::source(context, app, source).await?),
+        None => None,
+    };
+    let size_gb = request.size_of(source.as_ref().map(|source| &source.volume))?;
+    let regions = context.regions.resolve(request.region.as_deref())?;
+    let app = app.look_up(context).await?;
+    if app.state == AppState::Deleting {
+        return Err(CatalogError::AppInDeletion(app.name).into());
+    }
+    if let Some(source) = &source
+        && !regions.contains(&source.volume.region)
+    {
+        return Err(ApiError::new(
+            ErrorCode::Unprocessable,
+            format!(
+                "could not find a candidate host: a copy of a volume is made on its host, in {}",
+                source.volume.region
+            ),
+        ));
+    }
+    Ok(Wanted { app, request, source, regions, size_gb, id })
+}
+
+async fn source(context: &Context, app: &AppPath, id: &str) -> Result<VolumeRecord, ApiError> {
+    let shown: String = id.escape_debug().take(100).collect();
+    let unknown =
+        || ApiError::invalid(format!("invalid source_volume_id, the app has no volume '{shown}'"));
+    let id = id.parse().map_err(|_| unknown())?;
+    // 404 is for the app.
+    app.look_up(context).await?;
+    let source = app.volume(context, &id).await.map_err(|error| match error.code {
+        ErrorCode::NotFound => unknown(),
+        _ => error,
+    })?;
+    let state = source.volume.state;
+    if !state.is_mountable() {
+        return Err(ApiError::precondition(format!(
+            "volume {id} is {}, it can't be copied",
+            state.as_str()
+        )));
+    }
+    Ok(source)
+}
+
+/// The id of what a request makes, whenever it comes.
+fn id_of_request(request: &str) -> VolumeId {
+    const CHARACTERS: &[u8; 36] = b"abcdefghijklmnopqrstuvwxyz0123456789";
+    let digest = Sha256::digest(request.as_bytes());
+    let character = |byte: &u8| char::from(CHARACTERS[usize::from(*byte) % CHARACTERS.len()]);
+    let text: String = digest.iter().take(16).map(character).collect();
+    VolumeId::from_trusted(format!("vol_{text}"))
+}
+
+#[expect(clippy::disallowed_methods, reason = "the volume that this request has placed")]
+async fn make(context: &Context, mut wanted: Wanted) -> Result<Volume, ApiError> {
+    if let Some(id) = &wanted.id
+        && let Some(placed) = context.catalog.volume(id).await?
+    {
+        context.volumes_synced().await?;
+        match context.view.volume(id) {
+            // Made, and maybe deleted since.
+            Some(record) if placed.app_number == wanted.app.number => return Ok(record.volume),
+            None if placed.app_number == wanted.app.number && !placed.deleted => {
+                return hand_over(context, &wanted, placed, true).await;
+            }
+            _ => wanted.id = None,
+        }
+    }
+    place(context, wanted).await
+}
+
+async fn place(context: &Context, wanted: Wanted) -> Result<Volume, ApiError> {
+    let (region, workers) = match &wanted.source {
+        Some(source) => (source.volume.region.clone(), vec![source.worker.clone()]),
+        None => {
+            let (region, offers) = scheduler::volume_offers(
+                context,
+                &wanted.regions,
+                &volume(context, &wanted).await?,
+            )
+            .await?;
+            (region, offers.into_iter().map(|offer| offer.worker).collect())
+        }
+    };
+    let mut refusal = None;
+    for (index, worker) in workers.into_iter().take(MAX_HOSTS).enumerate() {
+        let new = NewVolume {
+            // The id of one that was refused is used up.
+            id: wanted.id.clone().filter(|_| index == 0),
+            app: wanted.app.name.clone(),
+            name: wanted.request.name.clone(),
+            worker,
+            region: region.clone(),
+        };
+        let placed = context.catalog.place_volume(new).await?;
+        match hand_over(context, &wanted, placed, false).await {
+            // It was taken between the offer and now.
+            Err(error) if error.code == ErrorCode::InsufficientCapacity => refusal = Some(error),
+            outcome => return outcome,
+        }
+    }
+    Err(refusal.unwrap_or_else(|| ApiError::internal("no host was tried")))
+}
+
+/// What the scheduler has to know.
+async fn volume(context: &Context, wanted: &Wanted) -> Result<WantedVolume, ApiError> {
+    let request = &wanted.request;
+    let (unique, app_wide) = (
+        request.require_unique_zone.unwrap_or(true),
+        request.unique_zone_app_wide.unwrap_or(false),
+    );
+    let placed = context.catalog.volumes_of(wanted.app.number).await?.into_iter();
+    let others = placed
+        .filter(|other| !other.deleted && (app_wide || (unique && other.name == request.name)));
+    let avoid: BTreeSet<_> = others.map(|other| other.worker).collect();
+    let compute = match &request.compute {
+        Some(guest) => {
+            Some(placements::config(Some(json!(guest)), request.compute_image.as_deref())?)
+        }
+        None => None,
+    };
+    Ok(WantedVolume {
+        gib: wanted.size_gb,
+        compute,
+        avoid,
+        insist: app_wide || request.require_unique_zone == Some(true),
+    })
+}
+
+/// `again`: its worker may have been asked before.
+#[expect(clippy::disallowed_methods, reason = "the app was looked up for the caller before")]
+async fn hand_over(
+    context: &Context,
+    wanted: &Wanted,
+    placed: VolumePlacement,
+    again: bool,
+) -> Result<Volume, ApiError> {
+    let Wanted { request, source, .. } = wanted;
+    let source = source.as_ref().map(|source| &source.volume);
+    let asked = request.filesystem()?.unwrap_or_default();
+    let create = CreateVolume {
+        id: placed.id.clone(),
+        name: placed.name.clone(),
+        app: wanted.app.name.clone(),
+        region: placed.region.clone(),
+        size_gb: wanted.size_gb,
+        encrypted: source
+            .map_or_else(|| request.encrypted.unwrap_or(true), |source| source.encrypted),
+        filesystem: source.map_or(asked, |source| source.fstype),
+        source: source.map(|source| source.id.clone()),
+        snapshot_retention: request
+            .snapshot_retention
+            .filter(|days| *days > 0)
+            .unwrap_or(DEFAULT_SNAPSHOT_RETENTION),
+        auto_backup_enabled: request.auto_backup_enabled.unwrap_or(true),
+    };
+    let ask = WorkerRequest::CreateVolume(Box::new(create));
+    match context.ask(&placed.worker, ask, context.settings.create_deadline).await {
+        Ok(WorkerReply::Volume { record }) => {
+            let app = context.catalog.app(&wanted.app.name).await?;
+            if app.is_some_and(|app| app.state == AppState::Deleting) {
+                // The deletion may have looked before this volume was there.
+                deletion::begin(context, &wanted.app.name);
+            }
+            Ok(record.volume)
+        }
+        Ok(other) => Err(unexpected(&other)),
+        // Of one that was asked before, only its worker knows.
+        Err(AskError::Bus(error)) if again || !matches!(error, BusError::NotDelivered(_)) => {
+            let volume = placed.id.clone();
+            tracing::warn!(%volume, %error, "a worker did not answer to a create of a volume");
+            context.background(deletion::give_up_volume_unless_made(context.clone(), placed));
+            Err(ApiError::new(
+                ErrorCode::Unavailable,
+                format!(
+                    "unavailable: {error}; volume {volume} may still appear, look for it before \
+                     trying again"
+                ),
+            ))
+        }
+        // What an earlier try has made may be there, though this one was refused.
+        Err(AskError::Refused(error))
+            if again && matches!(error.code, ErrorCode::Unavailable | ErrorCode::Internal) =>
+        {
+            context.background(deletion::give_up_volume_unless_made(context.clone(), placed));
+            Err(error)
+        }
+        Err(error) => {
+            deletion::give_up_volume(context, &placed).await?;
+            Err(error.into())
+        }
+    }
+}

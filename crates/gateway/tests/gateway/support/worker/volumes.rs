@@ -1,0 +1,157 @@
+//! Volumes of the scripted worker: there at once, and attached as soon as a machine has them.
+
+use caddis_api::{
+    ApiError, MachineId, UnixMillis, Volume, VolumeId, WorkerId,
+    config::Mount,
+    volume::{VolumeState, zone_of},
+};
+use caddis_bus::message::{
+    CreateVolume, VolumeAction, VolumeRecord, WorkerReply, WorkerRequest, WorkerResult,
+};
+
+use super::State;
+
+/// Volumes per page of a listing.
+const PAGE: usize = 2;
+
+pub fn new_volume(create: &CreateVolume, worker: &WorkerId) -> Volume {
+    Volume {
+        id: create.id.clone(),
+        name: create.name.clone(),
+        state: if create.source.is_some() { VolumeState::Hydrating } else { VolumeState::Created },
+        size_gb: create.size_gb,
+        region: create.region.clone(),
+        zone: zone_of(worker),
+        encrypted: create.encrypted,
+        attached_machine_id: None,
+        attached_alloc_id: None,
+        created_at: "2026-03-31T06:08:08.000Z".to_owned(),
+        fstype: create.filesystem,
+        block_size: Some(0),
+        blocks: Some(0),
+        blocks_free: Some(0),
+        blocks_avail: Some(0),
+        bytes_used: 0,
+        bytes_total: 0,
+        snapshot_retention: create.snapshot_retention,
+        auto_backup_enabled: create.auto_backup_enabled,
+        host_status: "ok".to_owned(),
+        kind: "local".to_owned(),
+        generation: 0,
+        deleted_until: None,
+        operation: None,
+    }
+}
+
+impl State {
+    /// Carries out what is about volumes.
+    pub(super) fn volumes(&mut self, worker: &WorkerId, request: WorkerRequest) -> WorkerResult {
+        match request {
+            WorkerRequest::CreateVolume(create) => {
+                if let Some(error) = self.volume_errors.pop_front() {
+                    return Err(error);
+                }
+                if !self.volumes.contains_key(&create.id) {
+                    let record = VolumeRecord {
+                        worker: worker.clone(),
+                        incarnation: self.incarnation.clone(),
+                        revision: 0,
+                        app: create.app.clone(),
+                        updated_at: UnixMillis::new(1_700_000_000_000),
+                        volume: new_volume(&create, worker),
+                    };
+                    self.volumes.insert(create.id.clone(), record);
+                }
+                self.changed(&create.id)
+            }
+            WorkerRequest::ActOnVolume { volume, action } => {
+                if let Some(error) = self.volume_errors.pop_front() {
+                    return Err(error);
+                }
+                let known = self.volumes.get_mut(&volume).ok_or_else(ApiError::volume_not_found)?;
+                let shown = &mut known.volume;
+                match action {
+                    VolumeAction::Extend { size_gb } => shown.size_gb = size_gb,
+                    VolumeAction::Update { snapshot_retention, auto_backup_enabled } => {
+                        shown.snapshot_retention =
+                            snapshot_retention.unwrap_or(shown.snapshot_retention);
+                        shown.auto_backup_enabled =
+                            auto_backup_enabled.unwrap_or(shown.auto_backup_enabled);
+                    }
+                    VolumeAction::Delete => {
+                        if let Some(machine) = &shown.attached_machine_id {
+                            return Err(ApiError::precondition(format!(
+                                "volume {volume} is attached to machine {machine}"
+                            )));
+                        }
+                        shown.state = VolumeState::PendingDestroy;
+                        shown.deleted_until = Some("2026-04-01T06:08:08.000Z".to_owned());
+                    }
+                    VolumeAction::Undelete => {
+                        if shown.state == VolumeState::Destroyed {
+                            return Err(ApiError::precondition("the volume is gone"));
+                        }
+                        (shown.state, shown.deleted_until) = (VolumeState::Created, None);
+                    }
+                }
+                self.changed(&volume)
+            }
+            WorkerRequest::GetVolume { volume } => {
+                let record = self.volumes.get(&volume).ok_or_else(ApiError::volume_not_found)?;
+                Ok(WorkerReply::Volume { record: Box::new(record.clone()) })
+            }
+            WorkerRequest::ListVolumes { after } => {
+                self.volume_lists += 1;
+                let later = self.volumes.values();
+                let later = later.filter(|record| Some(&record.volume.id) > after.as_ref());
+                let mut records: Vec<_> = later.take(PAGE + 1).cloned().collect();
+                let more = records.len() > PAGE;
+                records.truncate(PAGE);
+                Ok(WorkerReply::Volumes {
+                    records,
+                    more,
+                    incarnation: self.incarnation.clone(),
+                    revision: self.volume_revision,
+                })
+            }
+            other => Err(ApiError::internal(format!("{other:?} is not about volumes"))),
+        }
+    }
+
+    /// Counts a change of a volume.
+    pub fn changed(&mut self, id: &VolumeId) -> WorkerResult {
+        self.volume_revision += 1;
+        let (incarnation, revision) = (self.incarnation.clone(), self.volume_revision);
+        let record = self.volumes.get_mut(id).ok_or_else(ApiError::volume_not_found)?;
+        (record.incarnation, record.revision) = (incarnation, revision);
+        Ok(WorkerReply::Volume { record: Box::new(record.clone()) })
+    }
+
+    /// Gives a machine its volumes, all or none.
+    pub(super) fn attach(&mut self, machine: &MachineId, mounts: &[Mount]) -> Result<(), ApiError> {
+        let ids: Vec<_> = mounts.iter().map(|mount| mount.wanted_id().unwrap()).collect();
+        for id in &ids {
+            let known = self.volumes.get(id).ok_or_else(ApiError::volume_not_found)?;
+            if !known.volume.is_free() {
+                return Err(ApiError::precondition(format!("volume {id} is in use")));
+            }
+        }
+        for id in ids {
+            self.volumes.get_mut(&id).unwrap().volume.attached_machine_id = Some(machine.clone());
+            self.changed(&id).unwrap();
+        }
+        Ok(())
+    }
+
+    /// Takes its volumes from a machine.
+    pub(super) fn detach(&mut self, machine: &MachineId) {
+        let of_it = self
+            .volumes
+            .values()
+            .filter(|record| record.volume.attached_machine_id.as_ref() == Some(machine));
+        for id in of_it.map(|record| record.volume.id.clone()).collect::<Vec<_>>() {
+            self.volumes.get_mut(&id).unwrap().volume.attached_machine_id = None;
+            self.changed(&id).unwrap();
+        }
+    }
+}
