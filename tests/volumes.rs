@@ -15,7 +15,7 @@ use async_trait::async_trait;
 use caddis_guest_protocol::{
     GuestState, MachineSpec,
     host::{AgentStream, Connector, ExecCommand, GuestEvent, Session},
-    spec::{GATEWAY_V4, GATEWAY_V6, MountSpec, NetworkSpec, VolumeFilesystem},
+    spec::{FileSpec, GATEWAY_V4, GATEWAY_V6, MountSpec, NetworkSpec, VolumeFilesystem},
 };
 use caddis_testkit::{DEADLINE, run};
 use caddis_vmm::{
@@ -62,6 +62,7 @@ struct Machine<'a> {
     spec: LaunchSpec,
     user: &'a str,
     argv: Vec<String>,
+    files: Vec<FileSpec>,
 }
 
 impl<'a> Machine<'a> {
@@ -85,7 +86,7 @@ impl<'a> Machine<'a> {
             saved: None,
         };
         let argv = ["sleep", "1000000"].map(str::to_owned).to_vec();
-        Ok(Self { host, driver, spec, user: "", argv })
+        Ok(Self { host, driver, spec, user: "", argv, files: Vec::new() })
     }
 
     async fn launch(&self, mounts: &[Mount<'_>]) -> Result<(Arc<dyn Vm>, Vec<MountSpec>)> {
@@ -140,6 +141,7 @@ impl<'a> Machine<'a> {
                 root_size: ROOT_BYTES,
                 time_ns: u64::try_from(since.as_nanos())?,
                 mounts,
+                files: self.files.clone(),
                 network: NetworkSpec {
                     mac: self.spec.mac.clone(),
                     ipv4: [192, 0, 2, 3].into(),
@@ -531,6 +533,35 @@ async fn a_suspended_machine_goes_on_with_its_volume() {
         let vm = machine.start(&[ext4(&volume, "/data")]).await?;
         ensure!(vm.failure.is_none(), "{:?}", vm.failure);
         ensure!(vm.shell("cat /data/before /data/after").await? == "before\nafter");
+        vm.kill().await?;
+        driver.close().await;
+        Ok(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_volume_may_be_below_another_and_files_of_the_configuration_are_on_it() {
+    on_a_host(async |host| {
+        let outer = host.create_volume("vol_outer", Filesystem::Ext4, false).await;
+        let inner = host.create_volume("vol_inner", Filesystem::Ext4, false).await;
+        let driver = host.qemu(NONE);
+        let mut machine = Machine::new(host, &driver, "m1")?;
+        let (path, content) = ("/data/below/it/file".to_owned(), "dGV4dA==".to_owned());
+        machine.files = vec![FileSpec { path, content, ..FileSpec::default() }];
+        let vm = machine.start(&[ext4(&inner, "/data/below/it"), ext4(&outer, "/data")]).await?;
+        ensure!(vm.failure.is_none(), "{:?}", vm.failure);
+        ensure!(vm.shell("cat /data/below/it/file").await? == "text");
+        let usage = vm.session.volume_usage(DEADLINE).await?;
+        ensure!(usage.len() == 2, "{usage:?}");
+        vm.power_off().await?;
+        for volume in [&outer, &inner] {
+            is_clean(&raw(host, volume)?)?;
+        }
+        machine.files.clear();
+        let vm = machine.start(&[ext4(&inner, "/elsewhere")]).await?;
+        ensure!(vm.failure.is_none(), "{:?}", vm.failure);
+        ensure!(vm.shell("cat /elsewhere/file").await? == "text", "it was written to the volume");
         vm.kill().await?;
         driver.close().await;
         Ok(())

@@ -17,6 +17,7 @@ mod sftp;
 mod ssh;
 mod status;
 mod target;
+mod volumes;
 
 use clap::Subcommand;
 
@@ -53,6 +54,9 @@ pub enum Command {
     Context(context::ContextArguments),
     /// Run a demo machine from a tiny built-in image.
     Demo(demo::Demo),
+    /// Create, list and change volumes, disks that outlive their machines.
+    #[command(visible_aliases = ["volume", "vol"])]
+    Volumes(volumes::Volumes),
     /// Explain an error code or an exit code.
     Explain(explain::Explain),
     /// Show an app's health checks.
@@ -79,6 +83,7 @@ pub async fn dispatch(command: Command, session: &Session) -> Result<(), CliErro
         Command::Sftp(sftp) => sftp::run(*sftp, session).await,
         Command::Context(context) => context::run(context, session),
         Command::Demo(demo) => demo::run(&demo, session).await,
+        Command::Volumes(volumes) => volumes::run(volumes, session).await,
         Command::Explain(explain) => explain::run(&explain, session),
         Command::Checks(checks) => checks::run(checks, session).await,
         Command::Config(config) => config::run(config, session).await,

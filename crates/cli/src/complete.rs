@@ -4,6 +4,7 @@
 
 use std::{ffi::OsStr, path::PathBuf, time::Duration};
 
+use caddis_api::Volume;
 use caddis_client::{Client, ListMachines};
 use clap::Parser;
 use clap_complete::engine::{ArgValueCompleter, CompletionCandidate};
@@ -50,6 +51,19 @@ pub fn machines() -> ArgValueCompleter {
         let machines =
             if current.is_empty() { machines.into_iter().step_by(2).collect() } else { machines };
         fitting(current, machines)
+    })
+}
+
+/// Ids of volumes, told by name and state.
+pub fn volumes() -> ArgValueCompleter {
+    ArgValueCompleter::new(|current: &OsStr| {
+        let volumes = ask(async |client, arguments| {
+            let app = app_name::find(arguments.app(), &Environment::of_process()).ok()??;
+            let volumes = client.list_volumes(&app).await.ok()?.into_iter();
+            let told = |volume: &Volume| format!("{} ({})", volume.name, volume.state.as_str());
+            Some(volumes.map(|volume| (volume.id.to_string(), told(&volume))).collect())
+        });
+        fitting(current, volumes)
     })
 }
 

@@ -27,6 +27,7 @@ mod suggest;
 mod terminal;
 mod unavailable;
 mod upload;
+mod volumes;
 mod waiting;
 mod words;
 

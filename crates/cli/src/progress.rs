@@ -93,6 +93,7 @@ fn words(step: &str) -> Option<&'static str> {
         "unpack" => "Unpacking the image",
         "build" => "Building the root disk",
         "upload" => "Uploading the archive",
+        "create_volume" => "Creating the volume",
         "prepare_root" => "Preparing the root disk",
         "launch" => "Starting the VM",
         "boot" => "Booting",

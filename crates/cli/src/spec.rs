@@ -126,6 +126,23 @@ pub fn set_command(config: &mut Map<String, Value>, command: &str) -> Result<(),
     Ok(())
 }
 
+/// Adds mounts, each a volume's id or name and a path, and maybe options, which are ignored.
+pub fn add_mounts(config: &mut Map<String, Value>, volumes: &[String]) -> Result<(), CliError> {
+    let mut mounts = Vec::new();
+    for given in volumes {
+        let mut parts = given.split(':');
+        let (volume, path) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+        if volume.is_empty() || path.is_empty() {
+            return Err(CliError::new(format!("Can't infer volume and mount path from '{given}'")));
+        }
+        mounts.push(json!({ "volume": volume, "path": path }));
+    }
+    if !mounts.is_empty() {
+        config.insert("mounts".to_owned(), json!(mounts));
+    }
+    Ok(())
+}
+
 /// Whether a machine with this configuration stands in for others, and so isn't launched.
 pub fn is_standby(config: &Map<String, Value>) -> bool {
     config.get("standbys").and_then(Value::as_array).is_some_and(|standbys| !standbys.is_empty())

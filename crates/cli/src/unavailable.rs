@@ -4,11 +4,6 @@
 /// Names, what is said of them, and what to do.
 const COMMANDS: &[(&[&str], &str, &str)] = &[
     (
-        &["volumes", "volume", "vol"],
-        "volumes are not available yet",
-        "'caddis sftp get' and 'put' copy files out of machines and into them.",
-    ),
-    (
         &["secrets", "secret"],
         "secrets are not available yet",
         "'caddis machine run' and 'update' set variables with --env and write files with \

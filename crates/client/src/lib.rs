@@ -18,6 +18,7 @@ mod platform;
 mod terminal;
 mod transport;
 mod usage;
+mod volumes;
 mod watch;
 
 pub use error::ClientError;

@@ -154,6 +154,13 @@ impl VolumeStore {
         self.inner.record(&self.inner.state.lock(), id).map(Record::volume)
     }
 
+    /// Whether a volume of this ID is being made, also by a [`Self::create`] or [`Self::copy`] that
+    /// was dropped and is just ending.
+    #[must_use]
+    pub fn is_being_made(&self, id: &VolumeId) -> bool {
+        self.inner.state.lock().reserved.contains_key(id)
+    }
+
     /// What was found at the open that can't be used.
     #[must_use]
     pub fn problems(&self) -> Vec<Problem> {

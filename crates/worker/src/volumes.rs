@@ -174,8 +174,8 @@ impl Volumes {
         Page { records, more: later.next().is_some(), revision: self.revision() }
     }
 
-    /// Space for a volume of so many GiB: what is left of it afterwards, or, where it is not enough,
-    /// what there is. `None` where it is not limited.
+    /// Space for a volume of so many GiB: what is left of it afterwards, or, where it is not
+    /// enough, what there is. `None` where it is not limited.
     pub fn room_for(&self, gib: u64) -> Option<Result<u64, u64>> {
         let free = self.state().free(&self.files.space())?;
         Some(free.checked_sub(gib).ok_or(free))
@@ -200,7 +200,8 @@ impl Volumes {
         self.turns.begin(volume).await
     }
 
-    /// A volume has changed. Under the lock of the state, so that a listing with this number has it.
+    /// A volume has changed. Under the lock of the state, so that a listing with this number has
+    /// it.
     fn touch(&self, entry: &mut Entry) {
         entry.revision = self.revision() + 1;
         self.changed.send_replace(entry.revision);

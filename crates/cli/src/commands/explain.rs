@@ -152,9 +152,8 @@ fn meaning(code: ErrorCode) -> (&'static str, &'static str) {
              use another region.",
         ),
         ErrorCode::VolumePlacementCapacity => (
-            "The host that has the volume has not enough free CPUs, memory or disk for a machine \
-             with it.",
-            "Ask for less, or destroy machines on that host.",
+            "A machine runs on the host of its volume, and that host has no room for this machine.",
+            "Ask for a smaller machine, destroy others on that host, or use another volume.",
         ),
         ErrorCode::ImageUnavailable => (
             "The image does not exist, access to it was denied, or the server cannot use it.",

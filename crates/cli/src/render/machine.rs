@@ -2,7 +2,7 @@
 
 use caddis_api::{
     Machine, MachineConfig, MachineState,
-    config::Guest,
+    config::{Guest, Mount},
     event::MachineEvent,
     machine::{CheckState, CheckStatus, ImageRef},
 };
@@ -120,10 +120,19 @@ fn start_reason(event: &MachineEvent) -> String {
     }
 }
 
-/// The volume that is mounted.
+/// The first volume that is mounted.
 pub fn volume(config: &MachineConfig) -> String {
     let mount = config.mounts.as_ref().and_then(|mounts| mounts.first());
     mount.and_then(|mount| mount.volume.clone()).unwrap_or_default()
+}
+
+/// The volumes that are mounted, and where.
+pub fn mounts(config: &MachineConfig) -> Vec<String> {
+    let mount = |mount: &Mount| {
+        let volume = mount.volume.as_deref().unwrap_or_default();
+        format!("{volume}:{}", mount.path.as_deref().unwrap_or_default())
+    };
+    config.mounts.iter().flatten().map(mount).collect()
 }
 
 /// What its metadata says it is one of.

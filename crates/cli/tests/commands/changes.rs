@@ -225,13 +225,6 @@ async fn a_clone_is_a_machine_of_its_own_with_the_same_configuration() {
     ----- stderr -----
     Warning: config.standbys is stored and has no effect: it needs several hosts
     ");
-    let outcome =
-        stand.run(&format!("machine clone {id} -a shop --attach-volume vol_1:/data")).await;
-    assert_snapshot!(outcome, @"
-    exit code 1
-    ----- stderr -----
-    Error: volumes are not available yet: this server has none to attach or to fill
-    ");
     let outcome = stand
         .run(&format!(
             "machine clone {id} -a shop --name fourth --detach \
@@ -300,11 +293,6 @@ async fn what_there_is_not_yet_says_so() {
     ----- stderr -----
     Error: egress addresses are not available yet
     Connections of machines come from the address of their host.
-    ");
-    assert_snapshot!(stand.run("machine run web -a shop -v data:/data").await, @"
-    exit code 1
-    ----- stderr -----
-    Error: volumes are not available yet: this server has none to mount
     ");
     assert_snapshot!(stand.run("machine run . -a shop").await, @"
     exit code 1

@@ -17,3 +17,4 @@ mod refusals;
 mod stand;
 mod traffic;
 mod usage;
+mod volumes;

@@ -351,9 +351,4 @@ async fn place_says_where_machines_would_go() {
     ----- stderr -----
     Error: failed getting machine placements: could not find a candidate host: unknown region 'nowhere'; available: any, local (Request ID: …)
     ");
-    assert_snapshot!(stand.run("machine place --volume-name data").await, @"
-    exit code 1
-    ----- stderr -----
-    Error: failed getting machine placements: invalid volume_name, volumes are not available yet (Request ID: …)
-    ");
 }

@@ -185,7 +185,7 @@ impl Stand {
     /// numbered as they come up first, and stay as wide as they are.
     pub fn steady(&self, text: &str) -> String {
         static IDS: LazyLock<Regex> = LazyLock::new(|| {
-            Regex::new(r"\b([0-9a-f]{14}|[0-7][0-9A-HJKMNP-TV-Z]{25})\b").unwrap()
+            Regex::new(r"\b([0-9a-f]{14}|[0-7][0-9A-HJKMNP-TV-Z]{25}|vol_[0-9a-z]{16})\b").unwrap()
         });
         static OTHERS: LazyLock<Vec<(Regex, &'static str)>> = LazyLock::new(|| {
             let others = [
@@ -193,6 +193,10 @@ impl Stand {
                 (r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)", "[TIME]"),
                 (r"\b(\d+h)?(\d+m)?\d+[sm] ago", "[AGO]"),
                 (r"\d+\.\d ms", "[TIME]"),
+                (r"\d\d [A-Z][a-z]{2} \d\d \d\d:\d\d UTC", "[TIME]"),
+                (r"(?m)^  Creating the volume[^\n]*\n", ""),
+                // That of its host.
+                (r"(Zone: |│ )[0-9a-f]{4}(\n| │)", "${1}zone$2"),
                 (r"fdaa:[0-9a-f:]+", "[IPV6]"),
                 (r"\b10\.0\.\d+\.\d+", "[IPV4]"),
                 (r#""(timestamp|expires_at)": \d+"#, "\"$1\": [TIME]"),
@@ -233,6 +237,10 @@ impl Stand {
         }
         let alike: Vec<_> = known.iter().filter(|other| other.len() == id.len()).collect();
         let number = alike.iter().position(|other| *other == id).unwrap_or_default() + 1;
-        if id.len() == 14 { format!("machine-id-{number:03}") } else { format!("01{number:0>24}") }
+        match id.len() {
+            14 => format!("machine-id-{number:03}"),
+            20 => format!("volume-id-{number:010}"),
+            _ => format!("01{number:0>24}"),
+        }
     }
 }

@@ -7,12 +7,6 @@ use crate::stand::Stand;
 #[tokio::test]
 async fn commands_that_are_not_here_lead_to_what_stands_in_for_them() {
     let stand = Stand::new().await;
-    assert_snapshot!(stand.run("volumes list -a shop").await, @"
-    exit code 1
-    ----- stderr -----
-    Error: volumes are not available yet
-    'caddis sftp get' and 'put' copy files out of machines and into them.
-    ");
     assert_snapshot!(stand.run("secrets set A=1 --stage").await, @"
     exit code 1
     ----- stderr -----
@@ -26,7 +20,6 @@ async fn commands_that_are_not_here_lead_to_what_stands_in_for_them() {
     'caddis machine run' creates a machine, 'caddis machine update --image' changes its image.
     ");
     for (line, words) in [
-        ("vol create data --size 3", "volumes are not available yet"),
         ("certs list", "certificates are not available yet"),
         ("proxy 80:8080", "their services at the app's ('caddis ips list')"),
         ("scale count 3", "'caddis machine clone' adds machines"),

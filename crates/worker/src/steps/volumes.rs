@@ -166,7 +166,7 @@ impl Opened {
             Ok(())
         });
         if let Err(error) = given_back.await {
-            tracing::warn!(machine = %context.row.id, %error, "can't give volumes back as they were");
+            tracing::warn!(machine = %context.row.id, %error, "can't put generations back");
         }
     }
 }

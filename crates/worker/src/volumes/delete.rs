@@ -19,6 +19,9 @@ use crate::{
     store::{Room, StoreError},
 };
 
+/// How often it is looked whether a volume is still being put in its place, which takes
+/// milliseconds.
+const MAKING_INTERVAL: Duration = Duration::from_millis(5);
 /// How often deleted volumes are looked through for those to be removed.
 const PURGE_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -38,6 +41,10 @@ pub(super) async fn delete(
     if row.state == VolumeState::Creating {
         shared.volumes.stop_making(id).await;
         shared.fulfil(id);
+        // At its very end nothing stops it, nor tells of that end.
+        while shared.volumes.files.is_being_made(id) {
+            tokio::time::sleep(MAKING_INTERVAL).await;
+        }
     }
     let now = shared.clock.unix_now();
     let (files, volume) = (shared.volumes.files.clone(), id.clone());

@@ -15,7 +15,8 @@ use super::{
 };
 use crate::{engine::Shared, owner::RequestId, requests::quiet_session, store::Room};
 
-/// How long who asks waits for the end: most are over at once, and the answer has the new size then.
+/// How long who asks waits for the end: most are over at once, and the answer has the new size
+/// then.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long a guest may take to grow a file system; from 1 to 500 GiB took 2.3 s under emulation.
 const GUEST_DEADLINE: Duration = Duration::from_secs(60);

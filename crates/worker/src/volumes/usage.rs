@@ -1,7 +1,7 @@
 //! How full volumes are, as the guests of running machines tell it, and extending those that are to
 //! be extended by themselves.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use caddis_api::{MachineId, VolumeId, config::Mount, volume::VolumeState};
 use caddis_guest_protocol::message::VolumeUsage;
@@ -9,7 +9,10 @@ use caddis_volume::SizeGib;
 use futures::{StreamExt as _, stream};
 use serde_json::json;
 
-use super::{Attachment, Volumes, extend, row::Usage};
+use super::{
+    Attachment, Volumes, extend,
+    row::{Usage, VolumeRow},
+};
 use crate::{
     engine::Shared,
     owner::Message,
@@ -33,9 +36,11 @@ pub async fn watch(shared: Arc<Shared>) {
         let machines = shared.volumes.machines(round % OTHERS_EVERY == 0);
         let asked = stream::iter(machines).map(|machine| ask(&shared, machine));
         let told: Vec<_> = asked.buffer_unordered(AT_ONCE).collect().await;
-        note(&shared, told.into_iter().flatten()).await;
-        for (volume, attachment) in shared.volumes.extensible() {
-            extend_if_due(&shared, &volume, attachment).await;
+        let told: Vec<_> = told.into_iter().flatten().collect();
+        note(&shared, told.iter().cloned()).await;
+        // Only what was told just now says anything: others may have been extended since.
+        for (volume, usage) in told {
+            extend_if_due(&shared, &volume, &usage).await;
         }
     }
 }
@@ -89,14 +94,13 @@ async fn note(shared: &Shared, told: impl Iterator<Item = (VolumeId, Usage)>) {
     }
 }
 
-async fn extend_if_due(shared: &Arc<Shared>, id: &VolumeId, attachment: Attachment) {
-    let Attachment { machine, mount, .. } = attachment;
-    let row = shared.volumes.row(id).filter(|row| row.state == VolumeState::Created);
-    let Some((row, usage)) = row.and_then(|row| row.usage.map(|usage| (row, usage))) else {
-        return;
-    };
+async fn extend_if_due(shared: &Arc<Shared>, id: &VolumeId, usage: &Usage) {
+    let Some(Attachment { machine, mount, .. }) = shared.volumes.attached(id) else { return };
+    // One whose guest did not see the last extension would not see the next either.
+    let may_be = |row: &VolumeRow| row.state == VolumeState::Created && row.failure.is_none();
+    let Some(row) = shared.volumes.row(id).filter(may_be) else { return };
     let from = row.size_gb;
-    let Some(size_gb) = extended_size(&mount, from, &usage) else { return };
+    let Some(size_gb) = extended_size(&mount, from, usage) else { return };
     let mut details = json!({ "volume": id, "from_gb": from, "size_gb": size_gb });
     let (level, message) = match extend::extend(shared, id, size_gb, None).await {
         Ok(()) => {
@@ -179,25 +183,16 @@ impl Volumes {
         volumes.filter_map(number).collect()
     }
 
-    /// Machines that have volumes: `all`, or those whose volumes are extended by themselves.
+    /// Machines that have volumes: `all`, or those with one that is to be extended by itself.
     fn machines(&self, all: bool) -> Vec<MachineId> {
         if all {
             return self.state().by_machine.keys().cloned().collect();
         }
-        let extensible = self.extensible();
-        let machines: BTreeMap<_, _> =
-            extensible.into_values().map(|attached| (attached.machine, ())).collect();
-        machines.into_keys().collect()
-    }
-
-    /// Volumes that are to be extended by themselves.
-    fn extensible(&self) -> BTreeMap<VolumeId, Attachment> {
         let state = self.state();
-        let attached = state.entries.iter().filter_map(|(id, entry)| {
-            let attached = entry.attached.as_ref().filter(|attached| extends(&attached.mount))?;
-            Some((id.clone(), attached.clone()))
-        });
-        attached.collect()
+        let attached = state.entries.values().filter_map(|entry| entry.attached.as_ref());
+        let extending = attached.filter(|attached| extends(&attached.mount));
+        let machines: BTreeSet<_> = extending.map(|attached| attached.machine.clone()).collect();
+        machines.into_iter().collect()
     }
 }
 

@@ -372,6 +372,62 @@ async fn a_machine_whose_volume_was_lost_fails_with_the_reason() {
 }
 
 #[tokio::test]
+async fn a_start_waits_for_who_still_has_the_volume_and_fails_with_its_name() {
+    let fixture = Fixture::new().await;
+    let volume = fixture.created_volume().await;
+    let machine = running_with(&fixture, mounted(&volume)).await;
+    fixture.act(&machine, STOP).await.unwrap();
+    fixture.until(&machine, MachineState::Stopped).await;
+    fixture.assert_nothing_runs().await;
+    let disk = fs::File::open(fixture.volume_files(&volume).join("disk.qcow2")).unwrap();
+    disk.lock().unwrap();
+    fixture.act(&machine, Action::Start).await.unwrap();
+    let launching = |step: &str| step == "launch";
+    let found = fixture.until_that(&machine, |record| {
+        record.machine.operation.as_ref().is_some_and(|o| launching(&o.step))
+    });
+    found.await;
+    disk.unlock().unwrap();
+    fixture.until(&machine, MachineState::Started).await;
+
+    fixture.act(&machine, STOP).await.unwrap();
+    fixture.until(&machine, MachineState::Stopped).await;
+    fixture.assert_nothing_runs().await;
+    disk.lock().unwrap();
+    fixture.act(&machine, Action::Start).await.unwrap();
+    fixture.until(&machine, MachineState::Failed).await;
+    let newest = fixture.events(&machine).await.swap_remove(0);
+    let error = newest.told()["error"].as_str().unwrap().to_owned();
+    assert!(error.contains(&format!("volume {volume} is in use by")), "{error}");
+    drop(disk);
+    fixture.act(&machine, Action::Start).await.unwrap();
+    fixture.until(&machine, MachineState::Started).await;
+}
+
+#[tokio::test]
+async fn full_volumes_whose_guest_does_not_see_them_grow_are_extended_once() {
+    let fixture = Fixture::new().await;
+    let guest = Behaviour { refuses_volumes: true, ..Behaviour::default() };
+    fixture.host.set_faults(Faults { guest, ..Faults::default() });
+    let (one, other) = (fixture.created_volume().await, fixture.created_volume().await);
+    let growing = |volume: &VolumeId, limit: u32| {
+        json!({ "mounts": [{
+            "volume": volume, "path": "/data",
+            "extend_threshold_percent": 5, "add_size_percent": 10, "size_gb_limit": limit,
+        }] })
+    };
+    running_with(&fixture, growing(&one, 9)).await;
+    // This one is asked about as often, and never grows.
+    running_with(&fixture, growing(&other, 1)).await;
+    fixture.until_volumes_in_time(|v| v.iter().any(|v| v.id == one && v.size_gb == 2)).await;
+    let rounds = fixture.clock.unix_now() + Duration::from_secs(600);
+    fixture.until_volumes_in_time(|_| fixture.clock.unix_now() > rounds).await;
+    for volume in fixture.volumes().await {
+        assert_eq!(volume.size_gb, if volume.id == one { 2 } else { 1 });
+    }
+}
+
+#[tokio::test]
 async fn an_update_keeps_the_volume_and_may_move_it() {
     let fixture = Fixture::new().await;
     let (volume, other) = (fixture.created_volume().await, fixture.created_volume().await);

@@ -1,7 +1,9 @@
 //! `caddis machine clone`.
 
+mod mounts;
+
 use caddis_api::{Machine, requests::CreateMachineRequest};
-use clap::{ArgAction, Args};
+use clap::Args;
 use serde_json::{Map, Value, json};
 
 use super::{choice, health, launch};
@@ -17,7 +19,7 @@ use crate::{
 pub struct Clone {
     #[command(flatten)]
     which: choice::One,
-    /// Region of the new machine [default: the source's].
+    /// Region of the new machine [default: the source's, or that of the attached volume].
     #[arg(short, long)]
     region: Option<String>,
     /// Name of the new machine [default: generated].
@@ -26,8 +28,8 @@ pub struct Clone {
     /// Fill its volume from a snapshot, by id or 'last'. Not available yet.
     #[arg(long, value_name = "ID", hide = true)]
     from_snapshot: Option<String>,
-    /// Attach a volume that is there: VOLUME[:/PATH]. Not available yet.
-    #[arg(long, value_name = "VOLUME", hide = true)]
+    /// Attach this volume instead of creating one: ID[:/PATH].
+    #[arg(long, value_name = "VOLUME[:PATH]")]
     attach_volume: Option<String>,
     /// Command to run instead, split into words as a shell does.
     #[arg(long, value_name = "COMMAND")]
@@ -41,18 +43,16 @@ pub struct Clone {
     /// Make it a standby for these machines, comma-separated IDs; 'source' for the cloned one.
     #[arg(long, value_name = "IDS", value_delimiter = ',')]
     standby_for: Option<Vec<String>>,
-    /// Put its volume into another zone. Not available yet.
+    /// Create its volumes on other hosts than those of the same name [default: true where there
+    /// are several hosts].
     #[arg(
         long,
         value_name = "BOOL",
-        default_value_t = true,
-        action = ArgAction::Set,
         num_args = 0..=1,
         require_equals = true,
-        default_missing_value = "true",
-        hide = true
+        default_missing_value = "true"
     )]
-    volume_requires_unique_zone: bool,
+    volume_requires_unique_zone: Option<bool>,
     /// Don't wait for the machine to start.
     #[arg(long)]
     detach: bool,
@@ -65,8 +65,9 @@ pub async fn run(clone: Clone, session: &Session) -> Result<(), CliError> {
     let printer = &session.printer;
     let (client, app, source) = clone.which.find(session).await?;
     choice::reachable(&source)?;
-    let config = config(&clone, &source)?;
-    let region = clone.region.clone().unwrap_or_else(|| source.region.to_string());
+    let mut config = config(&clone, &source)?;
+    let wanted = mounts::Wanted::new(&clone, &source, &client, &app).await?;
+    let region = wanted.region();
     printer.out(format_args!("Cloning Machine {} into region {region}", source.id))?;
     let auto_destroy = config.get("auto_destroy").and_then(Value::as_bool) == Some(true);
     if auto_destroy {
@@ -75,19 +76,21 @@ pub async fn run(clone: Clone, session: &Session) -> Result<(), CliError> {
              remove this setting.",
         )?;
     }
+    let made = wanted.set(&mut config, session, &client, &app).await?;
     let image = source.config.as_ref().and_then(|config| config.field("image"));
     let image = image.as_ref().and_then(Value::as_str).unwrap_or_default();
     printer.out(format_args!("Provisioning a new Machine with image {image}..."))?;
     let standby = spec::is_standby(&config);
     let request = CreateMachineRequest {
         config: Some(config.into()),
-        name: clone.name,
+        name: clone.name.clone(),
         region: Some(region),
         skip_launch: standby,
         ..CreateMachineRequest::default()
     };
     let created = launch::attempt(session, &client, &app, &request).await;
     let (created, mut unfinished) = created.map_err(|error| {
+        mounts::remain(session, &app, &made);
         launch::failed(session, &format!("could not clone machine {}", source.id), image, error)
     })?;
     let id = &created.id;
@@ -119,13 +122,6 @@ fn introduce(printer: &Printer, created: &Machine) -> Result<(), CliError> {
 
 fn config(clone: &Clone, source: &Machine) -> Result<Map<String, Value>, CliError> {
     let mut config = source.config.clone().unwrap_or_default().fields();
-    let mounts =
-        config.get("mounts").and_then(Value::as_array).is_some_and(|mounts| !mounts.is_empty());
-    if mounts || clone.from_snapshot.is_some() || clone.attach_volume.is_some() {
-        return Err(CliError::new(
-            "volumes are not available yet: this server has none to attach or to fill",
-        ));
-    }
     // The same image, wherever its tag leads by now.
     config.insert("image".to_owned(), json!(full_image(&source.image_ref)));
     if clone.clear_cmd {

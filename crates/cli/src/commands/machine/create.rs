@@ -38,8 +38,8 @@ pub struct Create {
     /// Don't wait for the machine to start.
     #[arg(long)]
     detach: bool,
-    /// Volumes to mount: VOLUME:/PATH. Not available yet.
-    #[arg(short, long, value_name = "VOLUME", value_delimiter = ',', hide = true)]
+    /// Mount a volume: ID:/PATH, or NAME:/PATH for any unattached one of that name.
+    #[arg(short, long, value_name = "VOLUME:PATH", value_delimiter = ',')]
     volume: Vec<String>,
     /// Organization for an app that is created for it.
     #[arg(long, value_name = "SLUG")]
@@ -72,14 +72,15 @@ pub async fn run(create: Create, launched: bool, session: &Session) -> Result<()
     if create.id.is_some() {
         return Err(CliError::new("to update an existing machine, use 'caddis machine update'"));
     }
-    volumes(&create.volume)?;
     let (client, printer) = (session.client()?, &session.printer);
     let program = Program { image: create.image, command: create.command, auto_destroy: create.rm };
-    let config = spec::build(&create.flags, &program, &session.environment.current_directory)?;
+    let mut config =
+        spec::build(&create.flags, &program, &session.environment.current_directory)?.fields();
+    spec::add_mounts(&mut config, &create.volume)?;
     let app = choose_app(&create.app, create.org.as_deref(), &client, session).await?;
-    let standby = spec::is_standby(&config.fields());
+    let standby = spec::is_standby(&config);
     let request = CreateMachineRequest {
-        config: Some(config),
+        config: Some(config.into()),
         name: create.name,
         region: create.region,
         skip_launch: !launched || standby,
@@ -145,17 +146,6 @@ async fn print_places(
     session.printer.out("\nIts services answer at")?;
     places.iter().try_for_each(|place| session.printer.out(format_args!("  {place}")))?;
     Ok(())
-}
-
-/// Refuses volumes, of which there are none yet.
-fn volumes(volumes: &[String]) -> Result<(), CliError> {
-    if let Some(volume) = volumes.iter().find(|volume| !volume.contains(':')) {
-        return Err(CliError::new(format!("Can't infer volume and mount path from '{volume}'")));
-    }
-    match volumes {
-        [] => Ok(()),
-        _ => Err(CliError::new("volumes are not available yet: this server has none to mount")),
-    }
 }
 
 /// The app that is named, made when the user wants that, or a new one.

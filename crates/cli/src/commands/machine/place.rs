@@ -23,11 +23,11 @@ pub struct Place {
     /// Regions to try: comma-separated codes or aliases.
     #[arg(long, value_name = "REGIONS", default_value = "any")]
     region: String,
-    /// Name of their volumes. Not available yet.
+    /// Name of their volumes. No effect.
     #[arg(long, value_name = "NAME", hide = true)]
     volume_name: Option<String>,
-    /// Size of their volumes, GB. Not available yet.
-    #[arg(long, value_name = "GB", hide = true)]
+    /// Size of a volume that each has, GB.
+    #[arg(long, value_name = "GB")]
     volume_size: Option<u64>,
     /// Weights, comma-separated NAME=NUMBER: 'region' for the order of regions, 'spread' for using
     /// them evenly.

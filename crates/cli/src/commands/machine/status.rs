@@ -118,9 +118,10 @@ fn facts(machine: &Machine) -> Vec<(&'static str, String)> {
     if let Some(isolation) = &machine.isolation {
         facts.push(("Isolation", isolation.clone()));
     }
-    let volume = volume(&config);
-    if !volume.is_empty() {
-        facts.push(("Volume", volume));
+    match config.mounts.as_deref() {
+        None | Some([]) => {}
+        Some([_]) => facts.push(("Volume", volume(&config))),
+        Some(_) => facts.push(("Volumes", cell::mounts(&config).join(", "))),
     }
     facts
 }

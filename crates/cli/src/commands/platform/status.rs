@@ -28,6 +28,8 @@ pub async fn run(json: bool, session: &Session) -> Result<(), CliError> {
             "Free CPUs",
             "Free Memory",
             "Free Disk",
+            "Volumes",
+            "Free Volume Disk",
             "Images",
             "Images' Disk",
         ];
@@ -53,6 +55,8 @@ fn host_row(host: &HostStatus) -> Vec<String> {
         host.free_cpus.to_string(),
         format!("{} MB", host.free_memory_mb),
         format!("{} GB", host.free_disk_gb),
+        host.volumes.to_string(),
+        host.free_volume_gb.map(|free| format!("{free} GB")).unwrap_or_default(),
         host.images.map(|images| images.to_string()).unwrap_or_default(),
         host.images_bytes.map(size::decimal).unwrap_or_default(),
     ]

@@ -236,8 +236,8 @@ async fn place_with_volumes(context: &Context, wanted: Wanted) -> Result<Machine
                 mounts::refresh(context, &choice).await;
                 return Ok(machine);
             }
-            Err(error) if error.code == ErrorCode::InsufficientCapacity => {
-                refusal = Some(mounts::no_room(&choice, &error));
+            Err(error) if mounts::is_for_want_of_room(&error) => {
+                refusal = Some(mounts::no_room(&choice, error));
                 chooser.is_full(&choice.worker);
             }
             Err(error) => {

@@ -228,8 +228,16 @@ pub(super) fn nothing_fits(config: &MachineConfig, regions: &[RegionCode]) -> Ap
     }
 }
 
+/// Whether a host has no room for a machine.
+pub(super) fn is_for_want_of_room(error: &ApiError) -> bool {
+    matches!(error.code, ErrorCode::InsufficientCapacity | ErrorCode::VolumePlacementCapacity)
+}
+
 /// That the host of volumes has no room for a machine.
-pub(super) fn no_room(choice: &Choice, error: &ApiError) -> ApiError {
+pub(super) fn no_room(choice: &Choice, error: ApiError) -> ApiError {
+    if error.code == ErrorCode::VolumePlacementCapacity {
+        return error;
+    }
     let ids: Vec<_> = choice.volumes.iter().map(|volume| format!("'{}'", volume.id)).collect();
     ApiError::new(
         ErrorCode::VolumePlacementCapacity,

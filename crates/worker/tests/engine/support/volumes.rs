@@ -88,7 +88,8 @@ impl Fixture {
         self.volume_records().await.0.into_iter().map(|record| record.volume).collect()
     }
 
-    /// Waits until this holds of the volumes, which is looked at when the worker announces a change.
+    /// Waits until this holds of the volumes, which is looked at when the worker announces a
+    /// change.
     pub async fn until_volumes(&self, what: &str, holds: impl Fn(&[Volume]) -> bool) {
         let mut announcements = self.announcements().await;
         let found = async {

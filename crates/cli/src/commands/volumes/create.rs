@@ -1,0 +1,114 @@
+//! `caddis volumes create`.
+
+use caddis_api::volume::CreateVolumeRequest;
+use clap::{ArgAction, Args};
+
+use crate::{
+    CliError,
+    globals::AppArgs,
+    prompt,
+    session::Session,
+    spec::VmFlags,
+    volumes::{self, ZoneFlags, compute, size},
+};
+
+/// `caddis volumes create`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  caddis volumes create data -a hello --size 3 --yes\n  caddis volumes \
+                  create data -a hello --count 2 --region local"
+)]
+pub struct Create {
+    /// Name: letters, digits and underscores. Several may have the same.
+    name: String,
+    #[command(flatten)]
+    app: AppArgs,
+    /// Region to create the volume in.
+    #[arg(short, long, env = "FLY_REGION")]
+    region: Option<String>,
+    /// Size in GB.
+    #[arg(short, long, value_name = "GB", default_value = "1")]
+    size: String,
+    /// Days for which snapshots are kept.
+    #[arg(long, value_name = "DAYS", default_value_t = 5)]
+    snapshot_retention: u32,
+    /// Take a snapshot each day. Not done yet.
+    #[arg(
+        long,
+        value_name = "BOOL",
+        default_value_t = true,
+        action = ArgAction::Set,
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true"
+    )]
+    scheduled_snapshots: bool,
+    /// Don't encrypt it on the host.
+    #[arg(long)]
+    no_encryption: bool,
+    #[command(flatten)]
+    zone: ZoneFlags,
+    /// Fill it from a snapshot. Not available yet.
+    #[arg(long, value_name = "ID", hide = true)]
+    snapshot_id: Option<String>,
+    /// What is on it: ext4 or raw.
+    #[arg(long, value_name = "TYPE", hide = true)]
+    fs_type: Option<String>,
+    /// Number of volumes.
+    #[arg(short = 'n', long, value_name = "COUNT", default_value_t = 1)]
+    count: u32,
+    /// Don't ask for confirmation.
+    #[arg(short, long, alias = "auto-confirm")]
+    yes: bool,
+    /// Print as JSON.
+    #[arg(short, long)]
+    json: bool,
+    #[command(flatten)]
+    vm: VmFlags,
+}
+
+pub async fn run(create: Create, session: &Session) -> Result<(), CliError> {
+    let (app, client, printer) = (session.app(&create.app)?, session.client()?, &session.printer);
+    let size_gb = size(&create.size)?;
+    let compute = compute(&create.vm)?;
+    if !create.yes && create.count < 2 {
+        let known = client.list_volumes(&app).await?;
+        let alike =
+            |volume: &caddis_api::Volume| volume.name == create.name && !volume.state.is_deleted();
+        if !known.iter().any(alike) {
+            let text = "Warning! Every volume is pinned to a specific physical host. You should \
+                        create two or more volumes per application to avoid downtime.";
+            printer.note(printer.paint_error(text))?;
+            let question = "Do you still want to use the volumes feature?";
+            prompt::confirm(printer, question, prompt::NO_YES).await?;
+        }
+    }
+    let request = CreateVolumeRequest {
+        name: create.name,
+        region: create.region,
+        size_gb: Some(size_gb),
+        encrypted: Some(!create.no_encryption),
+        require_unique_zone: create.zone.require_unique_zone,
+        unique_zone_app_wide: create.zone.app_wide(),
+        snapshot_retention: Some(create.snapshot_retention),
+        auto_backup_enabled: Some(create.scheduled_snapshots),
+        fstype: create.fs_type,
+        snapshot_id: create.snapshot_id,
+        compute,
+        ..CreateVolumeRequest::default()
+    };
+    let mut made = Vec::new();
+    for _ in 0..create.count {
+        let volume = volumes::make(session, &client, &app, &request).await?;
+        if !create.json {
+            volumes::print(session, &app, &volume)?;
+        }
+        made.push(volume);
+    }
+    match made.as_slice() {
+        [one] if create.json => printer.json(one)?,
+        all if create.json => printer.json(all)?,
+        _ => {}
+    }
+    Ok(())
+}

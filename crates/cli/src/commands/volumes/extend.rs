@@ -1,0 +1,59 @@
+//! `caddis volumes extend`.
+
+use clap::Args;
+
+use crate::{
+    CliError,
+    session::Session,
+    volumes::{self, Which, size},
+};
+
+/// `caddis volumes extend`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  caddis volumes extend vol_9vw681egy1jj5xm4 -a hello --size 10\n  \
+                  caddis volumes extend vol_9vw681egy1jj5xm4 -a hello --size +5"
+)]
+pub struct Extend {
+    #[command(flatten)]
+    which: Which,
+    /// New size in GB, or +GB for how much larger.
+    #[arg(short, long, value_name = "GB", allow_hyphen_values = true)]
+    size: Option<String>,
+    /// No effect: nothing is asked.
+    #[arg(short, long, alias = "auto-confirm", hide = true)]
+    yes: bool,
+    /// Print as JSON.
+    #[arg(short, long)]
+    json: bool,
+}
+
+pub async fn run(extend: Extend, session: &Session) -> Result<(), CliError> {
+    let text = extend.size.filter(|size| !size.is_empty());
+    let text = text.ok_or_else(|| CliError::new("Volume size must be specified"))?;
+    let (client, app, volume) = extend.which.find(session).await?;
+    let size_gb = match text.strip_prefix('+') {
+        Some(more) => client
+            .get_volume(&app, &volume)
+            .await?
+            .size_gb
+            .checked_add(size(more)?)
+            .ok_or_else(|| CliError::new(format!("invalid size '{text}'")))?,
+        None => size(&text)?,
+    };
+    let extended = client.extend_volume(&app, &volume, size_gb).await;
+    let reply = extended.map_err(|error| CliError::attempted("failed to extend volume", error))?;
+    let printer = &session.printer;
+    if extend.json {
+        return Ok(printer.json(&reply.volume)?);
+    }
+    volumes::print(session, &app, &reply.volume)?;
+    if reply.needs_restart {
+        printer.note(
+            "You will need to stop and start your Machine to increase the size of the file system",
+        )?;
+    } else if reply.volume.attached_machine_id.is_some() {
+        printer.note("Your Machine got its volume size extended without needing a restart")?;
+    }
+    Ok(())
+}

@@ -1,0 +1,53 @@
+//! `caddis volumes snapshots list`.
+
+use caddis_api::volume::VolumeSnapshot;
+use clap::Args;
+use jiff::Timestamp;
+
+use crate::{
+    CliError,
+    render::{size, time},
+    session::Session,
+    volumes::Which,
+};
+
+/// `caddis volumes snapshots list`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  caddis volumes snapshots list vol_9vw681egy1jj5xm4 -a hello --json"
+)]
+pub struct List {
+    #[command(flatten)]
+    which: Which,
+    /// Print as JSON.
+    #[arg(short, long)]
+    json: bool,
+}
+
+pub async fn run(list: List, session: &Session) -> Result<(), CliError> {
+    let (client, app, volume) = list.which.find(session).await?;
+    let snapshots = client.list_volume_snapshots(&app, &volume).await?;
+    let printer = &session.printer;
+    if list.json {
+        return Ok(printer.json(&snapshots)?);
+    }
+    if snapshots.is_empty() {
+        return Ok(printer.note(format_args!("No snapshots available for volume {volume}"))?);
+    }
+    let now = Timestamp::now();
+    let row = |snapshot: &VolumeSnapshot| {
+        vec![
+            snapshot.id.clone(),
+            snapshot.status.clone(),
+            size::mebibytes(snapshot.size),
+            size::mebibytes(snapshot.volume_size),
+            time::relative(&snapshot.created_at, now),
+            snapshot.retention_days.to_string(),
+        ]
+    };
+    let rows: Vec<_> = snapshots.iter().map(row).collect();
+    let headers = ["ID", "Status", "Stored Size", "Vol Size", "Created At", "Retention Days"];
+    printer.table("Snapshots", &headers, &rows)?;
+    let total = snapshots.iter().map(|snapshot| snapshot.size).sum();
+    Ok(printer.out(format_args!("\nTotal stored size: {}", size::mebibytes(total)))?)
+}

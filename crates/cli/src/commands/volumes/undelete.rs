@@ -1,0 +1,32 @@
+//! `caddis volumes undelete`.
+
+use clap::Args;
+
+use crate::{
+    CliError,
+    session::Session,
+    volumes::{self, Which},
+};
+
+/// `caddis volumes undelete`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  caddis volumes list -a hello --all\n  caddis volumes undelete \
+                  vol_9vw681egy1jj5xm4 -a hello"
+)]
+pub struct Undelete {
+    #[command(flatten)]
+    which: Which,
+    /// Print as JSON.
+    #[arg(short, long)]
+    json: bool,
+}
+
+pub async fn run(undelete: Undelete, session: &Session) -> Result<(), CliError> {
+    let (client, app, volume) = undelete.which.find(session).await?;
+    let volume = client.undelete_volume(&app, &volume).await?;
+    if undelete.json {
+        return Ok(session.printer.json(&volume)?);
+    }
+    volumes::print(session, &app, &volume)
+}

@@ -1,0 +1,251 @@
+//! What commands about volumes have in common.
+
+use std::time::Duration;
+
+use caddis_api::{
+    Volume,
+    config::Guest,
+    volume::{CreateVolumeRequest, VolumeState},
+};
+use caddis_client::Client;
+use clap::Args;
+use jiff::{Timestamp, tz::TimeZone};
+use serde_json::{Map, Value, json};
+
+use crate::{
+    CliError, Printer, complete,
+    globals::AppArgs,
+    progress::Progress,
+    prompt,
+    session::Session,
+    spec::{self, VmFlags},
+};
+
+/// What is made faster is not worth a word.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// How often a volume that is being made is looked at: nothing tells of it.
+const LOOK_INTERVAL: Duration = Duration::from_millis(300);
+
+/// One volume.
+#[derive(Debug, Args)]
+pub struct Which {
+    /// ID of the volume.
+    #[arg(value_name = "ID", add = complete::volumes())]
+    id: Option<String>,
+    #[command(flatten)]
+    app: AppArgs,
+}
+
+/// On which hosts a new volume may be.
+#[derive(Debug, Args)]
+pub struct ZoneFlags {
+    /// Not on a host that has a volume of this name [default: true where there are several hosts].
+    #[arg(
+        long,
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true"
+    )]
+    pub require_unique_zone: Option<bool>,
+    /// Not on a host that has any volume of the app.
+    #[arg(long)]
+    unique_zone_app_wide: bool,
+}
+
+impl ZoneFlags {
+    /// As requests have it.
+    pub fn app_wide(&self) -> Option<bool> {
+        self.unique_zone_app_wide.then_some(true)
+    }
+}
+
+impl Which {
+    /// The client, the app and the id; the user is asked for it where possible.
+    pub async fn find(self, session: &Session) -> Result<(Client, String, String), CliError> {
+        let (app, client) = (session.app(&self.app)?, session.client()?);
+        let unasked = "volume ID must be specified when not running interactively";
+        let id = match self.id {
+            Some(id) => id,
+            None => choose(session, &client, &app, unasked).await?,
+        };
+        Ok((client, app, id))
+    }
+}
+
+/// Has the user choose a volume.
+pub async fn choose(
+    session: &Session,
+    client: &Client,
+    app: &str,
+    unasked: &str,
+) -> Result<String, CliError> {
+    if !session.printer.is_interactive() {
+        return Err(CliError::new(unasked));
+    }
+    let volumes = client.list_volumes(app).await?;
+    if volumes.is_empty() {
+        return Err(CliError::new(format!("no volumes found in app '{app}'")));
+    }
+    let words = |volume: &Volume| {
+        format!("{} {} {} {}GB", volume.id, volume.name, volume.state.as_str(), volume.size_gb)
+    };
+    let options: Vec<_> = volumes.iter().map(words).collect();
+    let chosen = prompt::choose(&session.printer, "Select volume", &options, unasked).await?;
+    Ok(volumes[chosen].id.to_string())
+}
+
+/// A size in GB: `4`, `7gb`.
+pub fn size(text: &str) -> Result<u32, CliError> {
+    let lower = text.trim().to_ascii_lowercase();
+    let digits = lower.find(|c: char| !c.is_ascii_digit()).unwrap_or(lower.len());
+    let (number, unit) = lower.split_at(digits);
+    let factor = match unit.trim() {
+        "" | "g" | "gb" | "gib" => Some(1),
+        "t" | "tb" | "tib" => Some(1000),
+        _ => None,
+    };
+    let number = number.parse::<u32>().ok().zip(factor);
+    number
+        .and_then(|(number, factor)| number.checked_mul(factor))
+        .ok_or_else(|| CliError::new(format!("invalid size '{text}' for a volume: write 4 or 4gb")))
+}
+
+/// The machine that a host must have room for, if flags describe one.
+pub fn compute(flags: &VmFlags) -> Result<Option<Guest>, CliError> {
+    let mut config = Map::new();
+    spec::set_vm(&mut config, flags)?;
+    let Some(guest) = config.remove("guest") else { return Ok(None) };
+    let guest = serde_json::from_value(guest);
+    guest.map(Some).map_err(|e| CliError::new(format!("invalid machine size: {e}")))
+}
+
+/// Makes a volume, and waits until it is there. Tells how far it is when that takes long.
+pub async fn make(
+    session: &Session,
+    client: &Client,
+    app: &str,
+    request: &CreateVolumeRequest,
+) -> Result<Volume, CliError> {
+    let created = client.create_volume(app, request).await;
+    let mut volume =
+        created.map_err(|error| CliError::attempted("failed creating volume", error))?;
+    let mut unfinished =
+        Unfinished { printer: &session.printer, app, volume: &volume.id.clone(), over: false };
+    let begun = tokio::time::Instant::now();
+    let mut progress = None;
+    while matches!(volume.state, VolumeState::Creating | VolumeState::Restoring) {
+        if begun.elapsed() >= PATIENCE {
+            let progress = progress.get_or_insert_with(|| Progress::new(&session.printer));
+            let (done, total) = volume.operation.as_ref().map_or((0, 0), |operation| {
+                (operation.bytes_done.unwrap_or(0), operation.bytes_total.unwrap_or(0))
+            });
+            progress.show("create_volume", done, total);
+        }
+        tokio::time::sleep(LOOK_INTERVAL).await;
+        volume = client.get_volume(app, volume.id.as_str()).await?;
+    }
+    unfinished.over = true;
+    if volume.state == VolumeState::Failed {
+        let reason = volume.operation.and_then(|operation| operation.error);
+        return Err(CliError::with_hint(
+            format!(
+                "volume {} could not be created: {}",
+                volume.id,
+                reason.unwrap_or_else(|| "the server's log says why".to_owned())
+            ),
+            format!("'caddis volumes destroy {} -a {app}' removes it.", volume.id),
+        ));
+    }
+    Ok(volume)
+}
+
+/// Says which volume there is when the wait for it is broken off.
+struct Unfinished<'a> {
+    printer: &'a Printer,
+    app: &'a str,
+    volume: &'a caddis_api::VolumeId,
+    over: bool,
+}
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        let (volume, app) = (self.volume, self.app);
+        if !self.over {
+            // Nobody may be there to read it.
+            let _ = self.printer.note(format_args!(
+                "Volume {volume} is being created in app {app}; 'caddis volumes show {volume} -a \
+                 {app}' shows it."
+            ));
+        }
+    }
+}
+
+/// Prints a volume.
+pub fn print(session: &Session, app: &str, volume: &Volume) -> Result<(), CliError> {
+    let mut facts = vec![
+        ("ID", volume.id.to_string()),
+        ("Name", volume.name.clone()),
+        ("App", app.to_owned()),
+        ("Region", volume.region.to_string()),
+        ("Zone", volume.zone.clone()),
+        ("Size GB", volume.size_gb.to_string()),
+        ("Encrypted", volume.encrypted.to_string()),
+        ("Created at", rfc_822(&volume.created_at)),
+        ("Snapshot retention", volume.snapshot_retention.to_string()),
+        ("Scheduled snapshots", volume.auto_backup_enabled.to_string()),
+        ("State", volume.state.as_str().to_owned()),
+    ];
+    if let Some(machine) = &volume.attached_machine_id {
+        facts.push(("Attached VM", machine.to_string()));
+    }
+    if let Some(until) = &volume.deleted_until {
+        facts.push(("Can be undeleted until", until.clone()));
+    }
+    if let Some(error) = volume.operation.as_ref().and_then(|operation| operation.error.as_ref()) {
+        facts.push(("Error", error.clone()));
+    }
+    for (label, value) in facts {
+        session.printer.out(format_args!("{label:>20}: {value}"))?;
+    }
+    Ok(())
+}
+
+/// `02 Jan 06 15:04 UTC`; what can't be read as it is.
+fn rfc_822(text: &str) -> String {
+    let time = text.parse::<Timestamp>();
+    let written = time.map(|time| time.to_zoned(TimeZone::UTC).strftime("%d %b %y %H:%M UTC"));
+    written.map_or_else(|_| text.to_owned(), |time| time.to_string())
+}
+
+/// A mount of a volume.
+pub fn mount(volume: &Volume, path: &str, earlier: Option<&Map<String, Value>>) -> Value {
+    let mut mount = earlier.cloned().unwrap_or_default();
+    ["name", "size_gb", "encrypted"].iter().for_each(|name| drop(mount.remove(*name)));
+    mount.insert("volume".to_owned(), json!(volume.id));
+    mount.insert("path".to_owned(), json!(path));
+    Value::Object(mount)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_in_gb_with_or_without_their_unit() {
+        for (text, expected) in
+            [("4", Some(4)), ("7gb", Some(7)), ("7 GB", Some(7)), ("1tb", Some(1000)), ("", None)]
+        {
+            assert_eq!(size(text).ok(), expected, "{text}");
+        }
+        for wrong in ["-1", "4mb", "x", "99999999999"] {
+            assert!(size(wrong).unwrap_err().to_string().contains("write 4 or 4gb"), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn times_are_told_as_the_reference_does() {
+        assert_eq!(rfc_822("2026-03-02T12:00:09.123Z"), "02 Mar 26 12:00 UTC");
+        assert_eq!(rfc_822("soon"), "soon");
+    }
+}

@@ -1,0 +1,288 @@
+//! `volumes`, and machines that have some.
+
+use insta::assert_snapshot;
+
+use crate::stand::Stand;
+
+impl Stand {
+    /// Makes a volume in the app `shop`; returns its id.
+    async fn volume(&self, arguments: &str) -> String {
+        let line = format!("volumes create {arguments} -a shop --yes --json");
+        self.run(&line).await.ok().json()["id"].as_str().unwrap().to_owned()
+    }
+}
+
+#[tokio::test]
+async fn a_volume_is_created_shown_and_listed() {
+    let stand = Stand::with_app().await;
+    assert_snapshot!(stand.run("volumes create data -a shop").await, @"
+    exit code 1
+    ----- stderr -----
+    Warning! Every volume is pinned to a specific physical host. You should create two or more volumes per application to avoid downtime.
+    Error: yes flag must be specified when not running interactively
+    ");
+    let created = stand.run("volumes create data -a shop --size 3gb --yes").await;
+    assert_snapshot!(created, @"
+    exit code 0
+    ----- stdout -----
+                      ID: volume-id-0000000001
+                    Name: data
+                     App: shop
+                  Region: local
+                    Zone: zone
+                 Size GB: 3
+               Encrypted: true
+              Created at: [TIME]
+      Snapshot retention: 5
+     Scheduled snapshots: true
+                   State: created
+    ");
+    // The second one of a name needs no warning.
+    stand.run("volumes create data -a shop --no-encryption --snapshot-retention 9").await.ok();
+    let two = stand.run("vol create other -a shop --count 2 --json").await.ok().json();
+    assert_eq!(two.as_array().unwrap().len(), 2);
+    let listed = stand.run("volumes list -a shop --json").await.ok().json();
+    assert_eq!(listed.as_array().unwrap().len(), 4);
+    let id = two[0]["id"].as_str().unwrap();
+    let shown = stand.run(&format!("volume show {id} -a shop --json")).await.ok().json();
+    assert_eq!(shown["id"], two[0]["id"]);
+    assert_eq!(shown["size_gb"], 1);
+    assert_snapshot!(stand.run("volumes show -a shop").await, @"
+    exit code 1
+    ----- stderr -----
+    Error: volume ID must be specified when not running interactively
+    ");
+    assert_snapshot!(stand.run("volumes show vol_1 -a shop").await, @"
+    exit code 1
+    ----- stderr -----
+    Error: volume not found (Request ID: …)
+    ");
+}
+
+#[tokio::test]
+async fn volumes_are_listed_in_a_table_without_deleted_ones() {
+    let stand = Stand::with_app().await;
+    let id = stand.volume("data").await;
+    assert_snapshot!(stand.run("volumes list -a shop").await, @"
+    exit code 0
+    ----- stdout -----
+     ID │ STATE │ NAME │ SIZE │ REGION │ ZONE │ ENCRYPTED │ ATTACHED VM │ CREATED AT
+     volume-id-0000000001 │ created │ data │ 1GB │ local │ zone │ true │ │ [AGO]
+    ");
+    stand.run(&format!("volumes destroy {id} -a shop --yes")).await.ok();
+    assert_snapshot!(stand.run("volumes ls -a shop").await, @"
+    exit code 0
+    ----- stdout -----
+     ID │ STATE │ NAME │ SIZE │ REGION │ ZONE │ ENCRYPTED │ ATTACHED VM │ CREATED AT
+    ");
+    assert_snapshot!(stand.run("volumes ls -a shop --all").await, @"
+    exit code 0
+    ----- stdout -----
+     ID │ STATE │ NAME │ SIZE │ REGION │ ZONE │ ENCRYPTED │ ATTACHED VM │ CREATED AT
+     volume-id-0000000001 │ pending_destroy │ data │ 1GB │ local │ zone │ true │ │ [AGO]
+    ");
+    assert_eq!(stand.run("volumes ls -a shop --json").await.ok().json(), serde_json::json!([]));
+}
+
+#[tokio::test]
+async fn a_volume_is_extended_updated_destroyed_and_undeleted() {
+    let stand = Stand::with_app().await;
+    let id = stand.volume("data --size 2").await;
+    assert_snapshot!(stand.run(&format!("volumes extend {id} -a shop")).await, @"
+    exit code 1
+    ----- stderr -----
+    Error: Volume size must be specified
+    ");
+    let extended = stand.run(&format!("volumes extend {id} -a shop --size +1 --json")).await.ok();
+    assert_eq!(extended.json()["size_gb"], 3);
+    let extended = stand.run(&format!("volumes extend {id} -a shop -s 7gb --json")).await.ok();
+    assert_eq!(extended.json()["size_gb"], 7);
+    assert_snapshot!(stand.run(&format!("volumes extend {id} -a shop -s 2")).await, @"
+    exit code 1
+    ----- stderr -----
+    Error: failed to extend volume: invalid size_gb, the volume has 7 GB already, it can only be made larger (Request ID: …)
+    ");
+    let update = format!("volumes update {id} -a shop --snapshot-retention 14 --json");
+    assert_eq!(stand.run(&update).await.ok().json()["snapshot_retention"], 14);
+    assert_snapshot!(stand.run(&format!("volumes destroy {id} -a shop")).await, @"
+    exit code 1
+    ----- stderr -----
+    Warning! Individual volumes are pinned to individual hosts. You should have two or more volumes per application. Deleting this volume will leave you with fewer volumes 'data'.
+    Error: yes flag must be specified when not running interactively
+    ");
+    let destroyed = stand.run(&format!("volumes destroy {id} -a shop --yes")).await;
+    assert_snapshot!(destroyed, @"
+    exit code 0
+    ----- stdout -----
+    Destroyed volume ID: volume-id-0000000001 name: data
+
+    ----- stderr -----
+    'caddis volumes undelete volume-id-0000000001 -a shop' brings it back until [TIME].
+    ");
+    let back = stand.run(&format!("volumes undelete {id} -a shop --json")).await.ok();
+    assert_eq!(back.json()["state"], "created");
+    assert_snapshot!(stand.run("volumes destroy -a shop --yes").await, @"
+    exit code 1
+    ----- stderr -----
+    Error: volume ID or app required
+    ");
+}
+
+#[tokio::test]
+async fn a_volume_is_forked() {
+    let stand = Stand::with_app().await;
+    let id = stand.volume("data --size 2").await;
+    assert_snapshot!(stand.run(&format!("volumes fork {id} -a shop")).await, @"
+    exit code 0
+    ----- stdout -----
+                      ID: volume-id-0000000002
+                    Name: data
+                     App: shop
+                  Region: local
+                    Zone: zone
+                 Size GB: 2
+               Encrypted: true
+              Created at: [TIME]
+      Snapshot retention: 5
+     Scheduled snapshots: true
+                   State: created
+    ");
+    let fork = stand.run(&format!("volumes fork {id} -a shop --name copy --json")).await.ok();
+    assert_eq!((&fork.json()["name"], &fork.json()["size_gb"]), (&"copy".into(), &2.into()));
+}
+
+#[tokio::test]
+async fn snapshots_are_not_there_yet() {
+    let stand = Stand::with_app().await;
+    let id = stand.volume("data").await;
+    assert_snapshot!(stand.run(&format!("volumes snapshots list {id} -a shop")).await, @"
+    exit code 0
+    ----- stderr -----
+    No snapshots available for volume volume-id-0000000001
+    ");
+    assert_snapshot!(stand.run(&format!("volumes snapshots create {id} -a shop")).await, @"
+    exit code 1
+    ----- stderr -----
+    Error: failed_precondition: this server takes no snapshots of volumes yet (Request ID: …)
+    ");
+}
+
+#[tokio::test]
+async fn a_machine_is_run_with_volumes_by_id_and_by_name() {
+    let stand = Stand::with_app().await;
+    let id = stand.volume("data").await;
+    stand.volume("data").await;
+    let machine = stand.machine_with(&format!("web -v {id}:/data:ignored=1")).await;
+    let listed = stand.run("machine list -a shop --json").await.ok().json();
+    assert_eq!(listed[0]["config"]["mounts"][0]["volume"], *id);
+    let table = stand.run("machine list -a shop").await.ok();
+    assert!(table.stdout.contains(&id), "{table}");
+    let status = stand.run(&format!("machine status {machine} -a shop")).await.ok();
+    assert!(status.stdout.contains(&format!("│ {id}")), "{status}");
+    stand.machine_with("web --volume data:/data").await;
+    assert_snapshot!(stand.run("machine run web -a shop -v data:/data").await, @"
+    exit code 1
+    ----- stderr -----
+    Searching for image 'web' remotely...
+    Error: could not launch machine: failed_precondition: no unattached volume 'data' in region local, create one first (Request ID: …)
+    ");
+    assert_snapshot!(stand.run("machine run web -a shop -v data").await, @"
+    exit code 1
+    ----- stderr -----
+    Error: Can't infer volume and mount path from 'data'
+    ");
+    let destroy = stand.run(&format!("volumes destroy {id} -a shop --yes")).await;
+    assert_snapshot!(destroy, @"
+    exit code 1
+    ----- stderr -----
+    Error: failed to destroy volume: failed_precondition: volume volume-id-0000000001 is in use by machine machine-id-001: destroy the machine first (Request ID: …)
+    ");
+    let extended = stand.run(&format!("volumes extend {id} -a shop -s 4")).await;
+    assert_snapshot!(extended, @"
+    exit code 0
+    ----- stdout -----
+                      ID: volume-id-0000000001
+                    Name: data
+                     App: shop
+                  Region: local
+                    Zone: zone
+                 Size GB: 4
+               Encrypted: true
+              Created at: [TIME]
+      Snapshot retention: 5
+     Scheduled snapshots: true
+                   State: created
+             Attached VM: machine-id-001
+
+    ----- stderr -----
+    Your Machine got its volume size extended without needing a restart
+    ");
+    let moved = format!("machine update {machine} -a shop --mount-point /other --yes");
+    stand.run(&moved).await.ok();
+    let config = stand.run(&format!("machine status {machine} -a shop -d")).await.ok().json();
+    assert_eq!(config["mounts"][0]["path"], "/other");
+}
+
+#[tokio::test]
+async fn a_clone_has_a_volume_of_its_own() {
+    let stand = Stand::with_app().await;
+    let id = stand.volume("data --size 2").await;
+    let machine = stand.machine_with(&format!("web -v {id}:/data")).await;
+    assert_snapshot!(stand.run(&format!("machine clone {machine} -a shop --name second")).await, @"
+    exit code 0
+    ----- stdout -----
+    Cloning Machine machine-id-001 into region local
+    Volume 'data' will start empty
+    Provisioning a new Machine with image web...
+      Machine machine-id-002 has been created...
+      Waiting for Machine machine-id-002 to start...
+    Machine has been successfully cloned!
+      Name: second
+      Private IP: [IPV6]
+
+    ----- stderr -----
+    No health checks found
+    ");
+    let other = stand.volume("other").await;
+    let clone = format!("machine clone {machine} -a shop --attach-volume");
+    assert_snapshot!(stand.run(&format!("{clone} {other}:/srv --name third")).await, @"
+    exit code 0
+    ----- stdout -----
+    Cloning Machine machine-id-001 into region local
+    Attaching existing volume volume-id-0000000002
+    Provisioning a new Machine with image web...
+      Machine machine-id-003 has been created...
+      Waiting for Machine machine-id-003 to start...
+    Machine has been successfully cloned!
+      Name: third
+      Private IP: [IPV6]
+
+    ----- stderr -----
+    Info: --attach-volume is overriding previous mount point from `/data` to `/srv`.
+    No health checks found
+    ");
+    for (volume, text) in [
+        (other.as_str(), "is already attached to a machine"),
+        ("vol_1", "could not get existing volume: volume not found"),
+    ] {
+        let refused = stand.run(&format!("{clone} {volume}")).await;
+        assert!(refused.code == 1 && refused.stderr.contains(text), "{refused}");
+    }
+    let free = stand.volume("free").await;
+    let elsewhere = stand.run(&format!("{clone} {free} --region far")).await;
+    let text = "specified region far but volume is in region local, use the same region as the \
+                volume";
+    assert!(elsewhere.stderr.contains(text), "{elsewhere}");
+    let bare = stand.machine("bare").await;
+    let nowhere = stand.run(&format!("machine clone {bare} -a shop --attach-volume {free}")).await;
+    assert!(nowhere.stderr.contains("Please specify a mount path on"), "{nowhere}");
+    let last = stand.run(&format!("machine clone {machine} -a shop --from-snapshot last")).await;
+    assert!(last.ok().stdout.contains("No snapshot for source volume"));
+    let snapshot =
+        stand.run(&format!("machine clone {machine} -a shop --from-snapshot vs_1")).await;
+    assert!(snapshot.stderr.contains("takes no snapshots of volumes yet"), "{snapshot}");
+    let listed = stand.run("volumes list -a shop --json").await.ok().json();
+    let attached =
+        listed.as_array().unwrap().iter().filter(|row| !row["attached_machine_id"].is_null());
+    assert_eq!(attached.count(), 4);
+}
