@@ -5,7 +5,7 @@ use std::{
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU32, Ordering},
     },
 };
@@ -39,7 +39,7 @@ pub struct QemuHost {
     slots: SlotPool,
     cgroups: String,
     pub data: PathBuf,
-    pub volumes: VolumeStore,
+    volumes: OnceLock<VolumeStore>,
     _host: Host,
 }
 
@@ -73,9 +73,8 @@ impl QemuHost {
             dns_upstreams: Vec::new(),
             names: None,
         };
-        let key = InstallationKey::new([7; 32], "test");
         Self {
-            volumes: VolumeStore::open(StoreConfig::new(data.join("volumes"), key)).unwrap(),
+            volumes: OnceLock::new(),
             network: Arc::new(Network::start(network).await.unwrap()),
             boot: boot::prepare(&source, &data.join("boot")).unwrap(),
             slots: SlotPool::open(slots).unwrap(),
@@ -87,6 +86,15 @@ impl QemuHost {
 
     fn templates(&self) -> PathBuf {
         self.data.join("templates")
+    }
+
+    /// The store of its volumes. Opened when the network is there: this process, which has taps of
+    /// other hosts, would be taken for a VM of this one by the files that it has open.
+    pub fn volumes(&self) -> &VolumeStore {
+        self.volumes.get_or_init(|| {
+            let key = InstallationKey::new([7; 32], "test");
+            VolumeStore::open(StoreConfig::new(self.data.join("volumes"), key)).unwrap()
+        })
     }
 
     /// Makes a volume of 1 GiB.
@@ -104,7 +112,7 @@ impl QemuHost {
             encrypted,
             created_at: "2026-01-01T00:00:00Z".parse().unwrap(),
         };
-        self.volumes.create(new).await.unwrap();
+        self.volumes().create(new).await.unwrap();
         id
     }
 
@@ -165,7 +173,7 @@ impl Fixture for QemuHost {
         let id = self
             .create_volume(&format!("vol_{}", name.replace('-', "")), Filesystem::Raw, true)
             .await;
-        let writer = self.volumes.open_writer(&id, "test").await.unwrap();
+        let writer = self.volumes().open_writer(&id, "test").await.unwrap();
         let passphrase = writer.key().unwrap().passphrase();
         let path = writer.path().to_owned();
         writer.release();

@@ -63,6 +63,8 @@ struct Machine<'a> {
     user: &'a str,
     argv: Vec<String>,
     files: Vec<FileSpec>,
+    /// Its program is process 1 of namespaces of its own.
+    is_process_1: bool,
 }
 
 impl<'a> Machine<'a> {
@@ -86,7 +88,7 @@ impl<'a> Machine<'a> {
             saved: None,
         };
         let argv = ["sleep", "1000000"].map(str::to_owned).to_vec();
-        Ok(Self { host, driver, spec, user: "", argv, files: Vec::new() })
+        Ok(Self { host, driver, spec, user: "", argv, files: Vec::new(), is_process_1: false })
     }
 
     async fn launch(&self, mounts: &[Mount<'_>]) -> Result<(Arc<dyn Vm>, Vec<MountSpec>)> {
@@ -116,7 +118,7 @@ impl<'a> Machine<'a> {
     async fn open(&self, volume: &VolumeId) -> Result<caddis_volume::Writer> {
         let opened = async {
             loop {
-                match self.host.volumes.open_writer(volume, "a test").await {
+                match self.host.volumes().open_writer(volume, "a test").await {
                     Err(caddis_volume::VolumeError::InUse { .. }) => {
                         tokio::time::sleep(Duration::from_millis(20)).await;
                     }
@@ -142,6 +144,7 @@ impl<'a> Machine<'a> {
                 time_ns: u64::try_from(since.as_nanos())?,
                 mounts,
                 files: self.files.clone(),
+                pid_namespace: Some(self.is_process_1),
                 network: NetworkSpec {
                     mac: self.spec.mac.clone(),
                     ipv4: [192, 0, 2, 3].into(),
@@ -433,6 +436,8 @@ async fn an_end_that_is_told_leaves_volumes_clean_whatever_has_run() {
         let mut machine = Machine::new(host, &driver, "m1")?;
         machine.argv = ["sh", "-c", BUSY].map(str::to_owned).to_vec();
         for still in [false, true] {
+            // The end of such a one waits for all of its processes, so for those that stand still.
+            machine.is_process_1 = !still;
             let mut vm = machine.start(&[ext4(&volume, "/data")]).await?;
             ensure!(vm.failure.is_none(), "{:?}", vm.failure);
             vm.shell("while ! [ -s /data/busy ] || ! [ -s /data/held ]; do sleep 0.1; done")
@@ -470,7 +475,7 @@ async fn a_volume_grows_under_a_running_program_and_between_two_starts() {
         let size = vm.size().await?;
         ensure!((GIB * 8 / 10..GIB).contains(&size), "{size}");
         vm.shell("echo a >/data/a; sync").await?;
-        let Growth::Resize { bytes } = host.volumes.grow(&volume, SizeGib::new(2)?).await? else {
+        let Growth::Resize { bytes } = host.volumes().grow(&volume, SizeGib::new(2)?).await? else {
             anyhow::bail!("it is in use");
         };
         vm.vm.resize_volume(0, bytes).await?;
@@ -483,7 +488,7 @@ async fn a_volume_grows_under_a_running_program_and_between_two_starts() {
 
         let grown = async {
             loop {
-                match host.volumes.grow(&volume, SizeGib::new(3)?).await? {
+                match host.volumes().grow(&volume, SizeGib::new(3)?).await? {
                     Growth::Done => return anyhow::Ok(()),
                     Growth::Resize { .. } => tokio::time::sleep(Duration::from_millis(20)).await,
                 }
