@@ -127,6 +127,8 @@ const DOCS: &str = "
     Health_show Server_openapi Server_docs Platform_regions_get Platform_status
     Platform_placements_post Organizations_list Apps_create Apps_list Apps_show
     App_IPAssignments_create App_IPAssignments_list App_IPAssignments_delete Images_list
+    Volumes_create Volumes_get_by_id Volumes_list Volumes_org_list Volumes_update Volumes_extend
+    Volumes_list_snapshots Volume_delete Volumes_undelete
     Machines_create Machines_wait Machines_show Machines_list Machines_org_list Machines_watch
     Machines_usage Machines_follow_operation Machines_exec Machines_list_processes
     Machines_list_events Machines_list_versions Machines_get_memory Machines_set_memory_limit
@@ -140,8 +142,10 @@ const DOCS: &str = "
     Machines_start Machines_wait Machines_signal Machines_stop Machines_start Machines_wait
     Host_drain Machines_delete Apps_delete";
 
-/// Operations that take an archive, or more than curl: the pages on images and shells have them.
-const NOT_WITH_CURL: &[&str] = &["Images_import", "Images_delete", "Machines_exec_ws"];
+/// Operations that take an archive, or more than curl: the pages on images and shells have them. And
+/// one that is refused so far.
+const NOT_WITH_CURL: &[&str] =
+    &["Images_import", "Images_delete", "Machines_exec_ws", "createVolumeSnapshot"];
 
 /// Standard output of a shell that knows server and token.
 fn shell(server: &FakeServer, script: &str) -> String {
@@ -191,6 +195,15 @@ async fn the_commands_that_a_server_documents_itself_with_work() {
             };
             match id {
                 "Machines_create" => names.push(("148ed193b95389".to_owned(), field("id"))),
+                "Volumes_create" => {
+                    let volume = field("id");
+                    let until_there = format!(
+                        "until curl -fsS -H \"Authorization: Bearer $TOKEN\" \
+                         $URL/v1/apps/hello/volumes/{volume} | grep -q '\"created\"'; do :; done"
+                    );
+                    shell(&server, &until_there);
+                    names.push(("vol_9vw681egy1jj5xm4".to_owned(), volume));
+                }
                 "Machines_create_lease" => names.push(("5f0c2d9e8b7a".to_owned(), field("nonce"))),
                 _ => {}
             }

@@ -156,10 +156,10 @@ fn help_and_version_are_commands_too() {
         run(caddis().args(["machine", "run", "--help"]))
     );
     assert_eq!(run(caddis().arg("help")), run(caddis().arg("--help")));
-    let unknown = caddis().args(["help", "volumes"]).output().unwrap();
+    let unknown = caddis().args(["help", "secrets"]).output().unwrap();
     assert_eq!(unknown.status.code(), Some(1), "{unknown:?}");
     assert!(
-        String::from_utf8_lossy(&unknown.stderr).contains("volumes are not available yet"),
+        String::from_utf8_lossy(&unknown.stderr).contains("secrets are not available yet"),
         "{unknown:?}"
     );
 }

@@ -4,7 +4,7 @@ use axum::{Json, extract::State};
 use caddis_api::{
     Volume,
     error::ErrorBody,
-    volume::{ExtendVolumeReply, ExtendVolumeRequest, UpdateVolumeRequest},
+    volume::{ExtendVolumeReply, ExtendVolumeRequest, UpdateVolumeRequest, VolumeOperation},
 };
 use caddis_bus::message::{VolumeAction, WorkerReply, WorkerRequest};
 
@@ -141,7 +141,7 @@ pub(crate) async fn undelete(
 /// Extend a volume.
 ///
 /// The size is the new one as a whole. Volumes can't be made smaller. A machine that runs sees the
-/// new size without a restart.
+/// new size without a restart unless `needs_restart` says otherwise.
 #[utoipa::path(
     put,
     path = "/v1/apps/{app_name}/volumes/{volume_id}/extend",
@@ -166,5 +166,10 @@ pub(crate) async fn extend(
     request.check(path.look_up(&context).await?.volume.size_gb)?;
     let action = VolumeAction::Extend { size_gb: request.size_gb };
     let volume = path.act(&context, action).await?.volume;
-    Ok(Json(ExtendVolumeReply { volume, needs_restart: false }))
+    // That its guest could not grow the file system.
+    let failed =
+        |operation: &VolumeOperation| operation.kind == "extend" && operation.error.is_some();
+    let needs_restart =
+        volume.size_gb >= request.size_gb && volume.operation.as_ref().is_some_and(failed);
+    Ok(Json(ExtendVolumeReply { volume, needs_restart }))
 }
