@@ -10,7 +10,7 @@ use nix::{
 };
 
 use crate::{
-    api, clock, devices, entropy,
+    api, clock, devices, entropy, filesystem,
     image_files::{self, Mode},
     kernel::mount_special,
     limits::Limits,
@@ -18,7 +18,7 @@ use crate::{
     program::CGROUP,
     spawn::DEFAULT_PATH,
     timing::Timing,
-    users, volumes,
+    users,
 };
 
 /// Where the root disk is mounted before it becomes the root.
@@ -235,5 +235,5 @@ fn grow(bytes: u64) -> Result<(), String> {
         |error: &dyn std::fmt::Display| format!("can't grow the root file system: {error}");
     let block = nix::sys::statvfs::statvfs("/").map_err(|e| failed(&e))?.block_size();
     let root = fs::File::open("/").map_err(|e| failed(&e))?;
-    volumes::grow_mounted(&root, bytes / block.max(1)).map_err(|e| failed(&e))
+    filesystem::grow(&root, bytes / block.max(1)).map_err(|e| failed(&e))
 }

@@ -25,6 +25,7 @@ mod devices;
 mod entropy;
 mod execs;
 mod files;
+mod filesystem;
 mod freezer;
 mod guest;
 mod image_files;

@@ -4,10 +4,7 @@
 use std::{
     fs::{self, File, OpenOptions, Permissions},
     io::{self, ErrorKind},
-    os::{
-        fd::AsRawFd as _,
-        unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, chown},
-    },
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, chown},
     path::{Path, PathBuf},
     time::Instant,
 };
@@ -23,9 +20,8 @@ use nix::{
     sys::stat::{Mode, SFlag, mknod},
 };
 
-use crate::{configure, devices, image_files, users::User};
+use crate::{configure, devices, filesystem, image_files, users::User};
 
-mod ioctl;
 mod superblock;
 mod table;
 
@@ -94,7 +90,7 @@ fn mount_one(spec: &MountSpec, user: &User) -> Result<Vec<String>, String> {
     let root = File::open(&place).map_err(|error| format!("can't open its root: {error}"))?;
     let wanted = spec.size / superblock.block_size;
     if wanted > superblock.blocks
-        && let Err(error) = grow_mounted(&root, wanted)
+        && let Err(error) = filesystem::grow(&root, wanted)
     {
         warnings.push(format!("can't grow the file system of the volume at {at}: {error}"));
     }
@@ -157,11 +153,6 @@ fn open_root(spec: &MountSpec) -> Result<File, String> {
     opened.ok_or_else(|| format!("the volume at {} is not mounted there any more", spec.path))
 }
 
-/// Has a mounted ext4 grow to so many blocks.
-pub fn grow_mounted(root: &File, blocks: u64) -> nix::Result<()> {
-    ioctl::grow(root.as_raw_fd(), blocks)
-}
-
 /// Has the file system of a volume grow to the size of its disk, once that is `size`.
 pub fn grow(spec: &MountSpec, size: u64) -> Result<String, String> {
     let disk = devices::volume_disk(spec.volume, size)?;
@@ -173,7 +164,7 @@ pub fn grow(spec: &MountSpec, size: u64) -> Result<String, String> {
     };
     let root = open_root(spec)?;
     let superblock = Superblock::read(&disk).map_err(|error| failed(&error))?;
-    grow_mounted(&root, size / superblock.block_size).map_err(|error| failed(&error))?;
+    filesystem::grow(&root, size / superblock.block_size).map_err(|error| failed(&error))?;
     Ok(String::new())
 }
 
@@ -206,7 +197,7 @@ pub fn freeze(mounts: &[MountSpec], deadline: Instant) -> Result<String, String>
             let root = open_root(spec)?;
             // So that holding it takes no time: writers wait for that.
             nix::unistd::syncfs(&root).map_err(failed)?;
-            ioctl::freeze(root.as_raw_fd()).map_err(failed)?;
+            filesystem::freeze(&root).map_err(failed)?;
             held.push(root);
             if Instant::now() >= deadline {
                 return Err("holding the volumes still took too long".to_owned());
@@ -218,7 +209,7 @@ pub fn freeze(mounts: &[MountSpec], deadline: Instant) -> Result<String, String>
     if outcome.is_err() {
         for root in held {
             // What goes on already need not.
-            let _ = ioctl::thaw(root.as_raw_fd());
+            let _ = filesystem::thaw(&root);
         }
     }
     outcome
@@ -226,7 +217,7 @@ pub fn freeze(mounts: &[MountSpec], deadline: Instant) -> Result<String, String>
 
 /// Lets the file systems of all go on; those that do are left.
 pub fn thaw(mounts: &[MountSpec]) -> Result<String, String> {
-    let thaw = |spec: &MountSpec| match ioctl::thaw(open_root(spec)?.as_raw_fd()) {
+    let thaw = |spec: &MountSpec| match filesystem::thaw(&open_root(spec)?) {
         Ok(()) | Err(Errno::EINVAL) => Ok(()),
         Err(error) => Err(format!("can't let the volume at {} go on: {error}", spec.path)),
     };

@@ -26,19 +26,12 @@ use crate::{
 
 mod volumes;
 
-pub use volumes::{
-    a_machine_with_volumes_resumes_with_them, a_volume_belongs_to_its_vm_as_long_as_that_lives,
-    a_volume_that_cannot_be_opened_is_an_error_and_leaves_nothing,
-    a_warm_vm_gets_the_volumes_of_its_machine, volumes_grow_also_when_the_vm_was_adopted,
-};
+pub use volumes::*;
 
 /// How long anything may take on a busy host.
 const DEADLINE: Duration = Duration::from_secs(120);
 const ROOT_BYTES: u64 = 1 << 30;
 const DISK_BYTES: u64 = 64 << 20;
-
-/// Size of the volumes of a fixture.
-pub const VOLUME_BYTES: u64 = 1 << 30;
 
 /// A host to try a driver on. Nothing else uses its slots.
 #[async_trait]

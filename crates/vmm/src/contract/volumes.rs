@@ -6,6 +6,9 @@ use rustix::fs::{FlockOperation, flock};
 
 use super::*;
 
+/// Size of the volumes of a fixture.
+pub const VOLUME_BYTES: u64 = 1 << 30;
+
 /// Between two looks whether a lock is free: a process that is being started has copies of all
 /// descriptors for a moment.
 const LOOK: Duration = Duration::from_millis(5);

@@ -15,9 +15,10 @@ use tokio::{sync::watch, task::spawn_blocking};
 
 use super::{
     exit::Watched,
-    launch::{CONTROL_SOCKET, Running, end},
+    launch::{CONTROL_SOCKET, QMP_SOCKET, Running, end},
     panicked,
     pause::{Listener, Orders},
+    qmp::Qmp,
     snapshot, suspend, volumes,
 };
 use crate::{
@@ -153,7 +154,9 @@ impl Vm for QemuVm {
         let (directory, turn) = (self.directory.clone(), self.orders.turn().await);
         let resizing = spawn_blocking(move || {
             let _turn = turn;
-            volumes::resize(&directory, index, bytes)
+            let mut qmp = Qmp::connect(&directory, QMP_SOCKET)
+                .map_err(VmmError::io("connect to the VM process"))?;
+            volumes::resize(&mut qmp, index, bytes)
         });
         resizing.await.map_err(panicked)?
     }

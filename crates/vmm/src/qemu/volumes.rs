@@ -12,14 +12,12 @@ use std::{
     fs::File,
     io,
     os::{fd::AsFd as _, unix::fs::FileExt as _},
-    path::Path,
 };
 
 use serde_json::{Value, json};
 
 use super::{
     disks::{cache, over, sets},
-    launch::QMP_SOCKET,
     qmp::Qmp,
 };
 use crate::{DiskRole, Passphrase, VmmError, VolumeDisk};
@@ -115,12 +113,11 @@ fn chain(volume: &VolumeDisk, node: &str, secret: &str) -> Value {
     chain
 }
 
-/// Has the file of a volume grow to so many bytes, and the guest told. Blocks.
-pub(super) fn resize(directory: &Path, index: u8, bytes: u64) -> Result<(), VmmError> {
+/// Has the file of a volume grow to so many bytes, and the guest told.
+pub(super) fn resize(qmp: &mut Qmp, index: u8, bytes: u64) -> Result<(), VmmError> {
     let slot = DiskRole::Volume(index).name();
     let failed = |error| VmmError::io(format!("resize {slot}"))(error);
     let refused = |reason: String| VmmError::InvalidDisk { name: slot.clone(), reason };
-    let mut qmp = Qmp::connect(directory, QMP_SOCKET).map_err(failed)?;
     let nodes = qmp.execute("query-named-block-nodes", json!({ "flat": true })).map_err(failed)?;
     let mut nodes = nodes.as_array().into_iter().flatten();
     let node = nodes.find(|node| node["node-name"] == json!(slot));
