@@ -54,7 +54,16 @@ impl Process {
 
     /// Kills it. Succeeds when it is already gone.
     pub(crate) fn kill(&self) -> io::Result<()> {
-        match pidfd_send_signal(&self.descriptor, Signal::KILL) {
+        self.signal(Signal::KILL)
+    }
+
+    /// Asks it to end. Succeeds when it is already gone.
+    pub(crate) fn terminate(&self) -> io::Result<()> {
+        self.signal(Signal::TERM)
+    }
+
+    fn signal(&self, signal: Signal) -> io::Result<()> {
+        match pidfd_send_signal(&self.descriptor, signal) {
             Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
             Err(error) => Err(error.into()),
         }

@@ -39,6 +39,9 @@ pub(crate) struct Record {
     /// What saving it takes; none in records of releases that did not say all of it.
     #[serde(default)]
     pub(crate) saving: Option<Saving>,
+    /// Whether it has volumes.
+    #[serde(default)]
+    pub(crate) has_volumes: bool,
     /// It has what it needs to run: a VM that is to be restored waits for that, and for ever when
     /// its server is killed.
     #[serde(default = "whole")]
@@ -95,6 +98,7 @@ impl Record {
             vmm_version: vmm_version.to_owned(),
             start,
             saving: Some(saving),
+            has_volumes: false,
             complete: false,
             process: None,
         })

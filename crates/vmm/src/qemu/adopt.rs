@@ -83,13 +83,14 @@ fn look_for(
     let pid = process.id.pid;
     let attempted = || format!("adopt the VM process {pid} of machine {machine_id}");
     let lost = || io::Error::other("its record is lost");
-    let Record { slot: index, start: kind, saving, .. } =
+    let Record { slot: index, start: kind, saving, has_volumes, .. } =
         record.ok_or_else(lost).map_err(VmmError::io(attempted()))?;
     let held = process.descriptor(descriptor::SLOT).map_err(VmmError::io(attempted()))?;
     let slot = slots.adopt(index, held)?;
     let capture = |number| Capture::adopt(pid, number).ok();
     let (output, console) = (capture(descriptor::OUTPUT), capture(descriptor::CONSOLE));
-    Ok(Some((Running { process, output, console, kind, saving, steps: Vec::new() }, slot)))
+    let steps = Vec::new();
+    Ok(Some((Running { process, output, console, kind, saving, has_volumes, steps }, slot)))
 }
 
 #[cfg(test)]

@@ -84,6 +84,8 @@ pub(super) struct Running {
     pub(super) kind: Start,
     /// What saving it takes.
     pub(super) saving: Option<Saving>,
+    /// Whether it has volumes.
+    pub(super) has_volumes: bool,
     /// Where the time went.
     pub(super) steps: Vec<(&'static str, Duration)>,
 }
@@ -125,6 +127,7 @@ impl Launch<'_> {
         };
         let (version, kind) = (&self.driver.version, self.kind.clone());
         let mut record = Record::new(self.name, self.slot.index(), version, kind, saving.clone())?;
+        record.has_volumes = !self.volumes.is_empty();
         record.write(directory)?;
         let started = self.start(&lock, saving);
         // Our own copy of the lock would keep it held when the process is gone.
@@ -226,6 +229,7 @@ impl Launch<'_> {
             console: Some(console),
             kind: self.kind.clone(),
             saving: Some(saving),
+            has_volumes: !self.volumes.is_empty(),
             steps,
         })
     }

@@ -430,6 +430,8 @@ impl WarmVm {
             .ok_or_else(|| failed("read the record of the VM")(io::ErrorKind::NotFound.into()))?;
         record.machine_id.clone_from(&spec.machine_id);
         record.process = Some(running.process.id);
+        running.has_volumes = !spec.volumes.is_empty();
+        record.has_volumes = running.has_volumes;
         if let (Some(saving), Some(recorded)) = (&mut running.saving, &mut record.saving) {
             saving.disks = disks::files(&spec.disks);
             recorded.disks.clone_from(&saving.disks);

@@ -26,6 +26,10 @@ use crate::{
     record::Saving, socket,
 };
 
+/// How long a VM process that is killed may take to write what its guest has written to volumes:
+/// it keeps some of where that lies in its own memory.
+const CLOSING: Duration = Duration::from_secs(5);
+
 pub(super) struct QemuVm {
     process: Arc<Process>,
     slot: Slot,
@@ -36,6 +40,7 @@ pub(super) struct QemuVm {
     steps: Vec<(&'static str, Duration)>,
     /// What saving it takes.
     saving: Option<Saving>,
+    has_volumes: bool,
     /// One at a time tells QEMU anything.
     orders: Arc<Orders>,
     pause: watch::Receiver<Option<Pause>>,
@@ -50,7 +55,7 @@ impl QemuVm {
         slot: Slot,
         after: Duration,
     ) -> Result<Arc<dyn Vm>, VmmError> {
-        let Running { process, output, console, kind: start, steps, saving } = running;
+        let Running { process, output, console, kind: start, steps, saving, has_volumes } = running;
         let process = Arc::new(process);
         let watcher = process.watch().map_err(|error| {
             // Nobody would know of it any more.
@@ -80,6 +85,7 @@ impl QemuVm {
             start,
             steps,
             saving,
+            has_volumes,
             orders,
             pause,
             _listener: listener,
@@ -167,6 +173,9 @@ impl Vm for QemuVm {
 
     async fn kill(&self) -> Result<(), VmmError> {
         self.killed.store(true, Ordering::Relaxed);
+        if self.has_volumes && self.process.terminate().is_ok() {
+            let _ = tokio::time::timeout(CLOSING, self.wait()).await;
+        }
         self.process.kill().map_err(VmmError::io(format!("kill the VM process {}", self.pid())))
     }
 
