@@ -6,7 +6,8 @@ use std::{
     io::{self, ErrorKind},
     os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, chown},
     path::{Path, PathBuf},
-    time::Instant,
+    thread,
+    time::{Duration, Instant},
 };
 
 use caddis_guest_protocol::{
@@ -32,6 +33,10 @@ const KERNELS: [&str; 3] = ["/proc", "/sys", "/dev"];
 
 /// What is mounted over and over at one place is unmounted so often at most.
 const MOST_MOUNTS: usize = 100;
+
+/// Time that what is unmounted has to be written out and given up by the kernel, and between looks.
+const LINGER_PATIENCE: Duration = Duration::from_secs(15);
+const LOOK: Duration = Duration::from_millis(2);
 
 /// A file system that can't be relied on is not written to any more: it is mounted read-only from
 /// its first error on, which programs are told by EROFS.
@@ -252,8 +257,21 @@ fn release_one(spec: &MountSpec) -> Result<(), String> {
     }
     // Refused as long as anything has it mounted. What programs have written to a raw one is
     // written out.
-    let exclusive = OpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(&disk);
-    exclusive.and_then(|disk| disk.sync_all()).map_err(|error| format!("it is in use: {error}"))
+    let deadline = Instant::now() + LINGER_PATIENCE;
+    loop {
+        match OpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(&disk) {
+            // The mounts of a namespace go some time after its last process, and nobody is told.
+            Err(error)
+                if error.raw_os_error() == Some(libc::EBUSY) && Instant::now() < deadline =>
+            {
+                thread::sleep(LOOK);
+            }
+            opened => {
+                let written = opened.and_then(|disk| disk.sync_all());
+                return written.map_err(|error| format!("it is in use: {error}"));
+            }
+        }
+    }
 }
 
 fn unmount(place: &PathBuf) -> nix::Result<()> {
