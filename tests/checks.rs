@@ -19,8 +19,8 @@ const PROGRAM: &str = "echo ready; until [ -e /tmp/go ]; do sleep 1; done; mkdir
                        until [ -e /tmp/end ]; do sleep 1; done; kill $!; sleep 1000000";
 
 /// Listens from when `go` is there, or port 8080 of `PEER` is open.
-const FOLLOWER: &str = "echo ready; until [ -e /tmp/go ] || \
-                        { [ -n \"$PEER\" ] && busybox nc -w 2 $PEER 8080 </dev/null; }; do sleep 1; done; \
+const FOLLOWER: &str = "peer() { [ -n \"$PEER\" ] && busybox nc -w 2 $PEER 8080 </dev/null; }; \
+                        echo ready; until [ -e /tmp/go ] || peer; do sleep 1; done; \
                         exec busybox httpd -f -p 8080";
 
 /// Waits until a check stands like this.

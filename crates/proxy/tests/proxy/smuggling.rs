@@ -119,7 +119,7 @@ async fn requests_of_two_meanings_are_refused_and_others_reach_a_machine_once() 
                 seen.join(" + ")
             }
         };
-        if got.to_ascii_lowercase() != expected.to_ascii_lowercase() {
+        if !got.eq_ignore_ascii_case(expected) {
             wrong.push(format!("{what}: {got} instead of {expected}: {answer}"));
         }
     }
