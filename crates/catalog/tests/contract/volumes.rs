@@ -70,7 +70,7 @@ async fn volumes_are_listed_by_app_and_by_worker(fixture: &Fixture) {
     of_one.sort_by(|a, b| a.id.cmp(&b.id));
     let of_other = catalog.place_volume(volume("b", "data")).await.unwrap();
     assert_eq!(catalog.volumes_of(one.number).await.unwrap(), of_one);
-    assert_eq!(catalog.volumes_of(other.number).await.unwrap(), [of_other.clone()]);
+    assert_eq!(catalog.volumes_of(other.number).await.unwrap(), std::slice::from_ref(&of_other));
     assert_eq!(catalog.volumes_on(&worker("W2")).await.unwrap().len(), 1);
     for _ in 0..2 {
         catalog.delete_volume(&of_other.id).await.unwrap();

@@ -4,6 +4,7 @@ use insta::assert_snapshot;
 
 use crate::stand::Stand;
 
+#[allow(clippy::unwrap_used, reason = "a helper of tests")]
 impl Stand {
     /// Makes a volume in the app `shop`; returns its id.
     async fn volume(&self, arguments: &str) -> String {
