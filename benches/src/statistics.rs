@@ -26,6 +26,11 @@ pub fn summary(samples: &[f64]) -> Option<Summary> {
     Some(Summary { median, least, most })
 }
 
+/// What each sample is more than the one that was taken in the same round.
+pub fn differences(of: &[f64], from: &[f64]) -> Vec<f64> {
+    of.iter().zip(from).map(|(of, from)| of - from).collect()
+}
+
 /// The smallest sample that `percent` of all do not exceed (nearest rank).
 pub fn percentile(samples: &[f64], percent: f64) -> Option<f64> {
     let mut sorted = samples.to_vec();

@@ -1,6 +1,7 @@
 //! Start of a stopped machine, from the request to its program's first output: with a restored VM
-//! waiting, with the pool just emptied, without a pool; beside it the same machine as a cold boot,
-//! and podman's start of a container that is there. With each what it costs the host's processors.
+//! waiting, without and with a volume, with the pool just emptied, without a pool; beside it the
+//! same machine as a cold boot, and podman's start of a container that is there. With each what it
+//! costs the host's processors.
 
 pub(super) mod side;
 
@@ -12,6 +13,7 @@ use crate::{
     progress,
     report::{Promise, Report},
     server::Pool,
+    statistics::differences,
 };
 use side::Side;
 
@@ -40,7 +42,12 @@ pub async fn measure(bench: &mut Bench) -> Result<()> {
             "start with a restored VM waiting, request to first output",
             Side::hit(&pooled).await,
         ),
-        side("start-empty", "the same with the pool empty", Side::empty(&pooled).await),
+        side(
+            "start-volume",
+            "the same of a machine with an encrypted volume",
+            Side::with_volume(&pooled).await,
+        ),
+        side("start-empty", "start with the pool empty", Side::empty(&pooled).await),
         side("start-off", "the same without a pool", Side::off(&off).await),
         side("start-cold", "beside it: the same machine as a cold boot", Side::cold(&off).await),
         side("podman-start", "beside it: `podman start --attach`, same image and program", podman),
@@ -81,12 +88,12 @@ pub(super) async fn sample(side: &Side) -> Result<Cost> {
     }
 }
 
-fn add_lines(report: &mut Report, sides: &[Measured; 5]) {
+fn add_lines(report: &mut Report, sides: &[Measured; 6]) {
     // Rounds of one side are compared with the same rounds of another: one that fell out has none.
     let costs = |measured: &Measured| {
         if measured.side.is_ok() { measured.costs.clone() } else { Vec::new() }
     };
-    let [hit, empty, off, cold, podman] = sides;
+    let [hit, volume, empty, off, cold, podman] = sides;
     for measured in sides {
         match &measured.side {
             Ok(_) => report.samples(
@@ -99,6 +106,14 @@ fn add_lines(report: &mut Report, sides: &[Measured; 5]) {
             Err(error) => report.failed(measured.key, measured.text, &format!("{error:#}")),
         }
     }
+    let longer = differences(&times(&costs(volume)), &times(&costs(hit)));
+    report.samples(
+        "start-volume-adds",
+        "what a start with a volume takes longer",
+        "ms",
+        Promise::AtMost(30.0),
+        &longer,
+    );
     let mut ratio = |key: &str, text: &str, promise, over, under| {
         report.ratio(key, text, promise, &times(&costs(over)), &times(&costs(under)));
     };

@@ -20,7 +20,7 @@ use crate::{
     progress,
     report::{Promise, Report},
     server::{IMAGE, Pool, Server},
-    statistics::percentile,
+    statistics::{differences, percentile},
 };
 
 /// The proxy's listener for HTTP, where `caddis serve` has it by default.
@@ -124,10 +124,6 @@ fn add_lines(report: &mut Report, state: &str, plain: &str, times: &Times) {
         .collect();
     let key = format!("wake-{state}-adds-p99");
     report.samples(&key, "the same, p99", "ms", none, &longer);
-}
-
-fn differences(of: &[f64], from: &[f64]) -> Vec<f64> {
-    of.iter().zip(from).map(|(of, from)| of - from).collect()
 }
 
 impl Sleep {

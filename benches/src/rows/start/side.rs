@@ -4,11 +4,12 @@ use std::rc::Rc;
 
 use anyhow::{Result, ensure};
 use futures::future::try_join_all;
+use hyper::Method;
 use serde_json::json;
 
 use crate::{
     cpu::{Cost, cost, rest},
-    machine::{Machine, PROGRAM, config},
+    machine::{APP, Machine, PROGRAM, config},
     rival::Rival,
     server::{IMAGE, Pool, Server},
 };
@@ -75,6 +76,25 @@ impl Side {
     pub async fn podman(rival: &Rc<Rival>) -> Result<Self> {
         rival.create(CONTAINER).await?;
         Ok(Self::Podman(rival.clone()))
+    }
+
+    /// A machine with an encrypted volume, that finds a VM in the pool.
+    ///
+    /// # Errors
+    /// When it can't be made.
+    pub async fn with_volume(server: &Rc<Server>) -> Result<Self> {
+        let volumes = format!("/v1/apps/{APP}/volumes");
+        let (http, volume) = (server.http(), json!({ "name": "bench", "size_gb": 1 }));
+        let volume = http.send(Method::POST, &volumes, &volume.to_string()).await?;
+        let volume = crate::machine::json(&volume)?["id"].clone();
+        let mut config = config(IMAGE, PROGRAM);
+        config["mounts"] = json!([{ "volume": volume, "path": "/data" }]);
+        // Its start waits for the volume.
+        let machine = Machine::create(http, &config).await?;
+        machine.first_output(String::new()).await?;
+        machine.stop().await?;
+        let (server, others) = (server.clone(), Vec::new());
+        Ok(Self::Machine { server, machine, kind: "template", pool: Some("hit"), others })
     }
 
     async fn machine(

@@ -9,7 +9,7 @@ impl Stand {
     /// Makes a volume in the app `shop`; returns its id.
     async fn volume(&self, arguments: &str) -> String {
         let line = format!("volumes create {arguments} -a shop --yes --json");
-        self.run(&line).await.ok().json()["id"].as_str().unwrap().to_owned()
+        self.run(&line).await.ok().json()["id"].as_str().unwrap_or_default().to_owned()
     }
 }
 
