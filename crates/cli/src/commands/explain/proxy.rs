@@ -12,7 +12,7 @@ const LOOK: &str = "'caddis logs' and the machine's events say what went wrong; 
 /// and what to do.
 type Code = (&'static str, Option<u16>, bool, &'static str, &'static str);
 
-const CODES: [Code; 23] = [
+const CODES: [Code; 24] = [
     (
         "PP01",
         Some(500),
@@ -30,6 +30,13 @@ const CODES: [Code; 23] = [
     ("PU02", Some(502), true, "The machine closed the connection before its answer.", LISTEN),
     ("PC01", Some(502), true, "The machine refused the connection to its port.", LISTEN),
     ("PC03", Some(502), true, "The machine reset the connection.", LISTEN),
+    (
+        "PC04",
+        None,
+        true,
+        "The client took its response too slowly and was cut off.",
+        "Have the client read what it is sent: 300 KiB in 5 minutes are enough.",
+    ),
     ("PC05", Some(504), true, "The machine did not accept the connection in time.", LISTEN),
     ("PC06", Some(502), true, "Speaking with the machine failed.", LISTEN),
     ("PT01", None, true, "Too many TLS handshakes from one range of addresses.", WAIT),
