@@ -1,6 +1,6 @@
 //! The end of things: names of destroyed machines are freed, machines and volumes that were placed
-//! but never made are given up, apps in deletion lose their machines, then their volumes, and go. All of it may be done again
-//! at any time, and is at each start.
+//! but never made are given up, apps in deletion lose their machines, then their volumes, and go.
+//! All of it may be done again at any time, and is at each start.
 #![expect(
     clippy::disallowed_methods,
     reason = "what the server does by itself is done for no caller"

@@ -86,7 +86,8 @@ impl Catalog {
     /// Takes back that a volume is deleted. Doing it again changes nothing.
     ///
     /// # Errors
-    /// [`CatalogError::VolumeNotFound`], also when its app is gone; [`CatalogError::AppInDeletion`].
+    /// [`CatalogError::VolumeNotFound`], also when its app is gone;
+    /// [`CatalogError::AppInDeletion`].
     pub async fn undelete_volume(&self, id: &VolumeId) -> Result<()> {
         if self.store.undelete_volume(id).await? {
             return Ok(());

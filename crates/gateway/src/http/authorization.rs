@@ -1,5 +1,5 @@
-//! What a caller may see and change. Apps, machines, volumes and organizations that requests name are found
-//! here and nowhere else: the names in a path are handed out only to callers that may see what they
+//! What a caller may see and change. Apps, machines, volumes and organizations that requests name
+//! are found here and nowhere else: the names in a path are handed out only to callers that may see what they
 //! are names of.
 //!
 //! A caller that may not see an app gets the answer that it would get if there were none. So the
