@@ -1,6 +1,6 @@
 //! What a caller may see and change. Apps, machines, volumes and organizations that requests name
-//! are found here and nowhere else: the names in a path are handed out only to callers that may see what they
-//! are names of.
+//! are found here and nowhere else: the names in a path are handed out only to callers that may see
+//! what they are names of.
 //!
 //! A caller that may not see an app gets the answer that it would get if there were none. So the
 //! decision is by name, before anything is looked up: neither the answer nor the time that it takes
