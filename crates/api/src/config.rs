@@ -285,8 +285,7 @@ pub struct Mount {
     pub add_size_percent: Option<u32>,
     /// The least by which it is extended by itself, GiB, beside `add_size_percent`; 1 when absent.
     pub min_add_size_gb: Option<u32>,
-    /// The size up to which it is extended by itself, GiB. Without it nothing is extended by
-    /// itself.
+    /// The size up to which it is extended by itself, GiB. Without it that is not done.
     pub size_gb_limit: Option<u32>,
 }
 
