@@ -142,8 +142,8 @@ const DOCS: &str = "
     Machines_start Machines_wait Machines_signal Machines_stop Machines_start Machines_wait
     Host_drain Machines_delete Apps_delete";
 
-/// Operations that take an archive, or more than curl: the pages on images and shells have them. And
-/// one that is refused so far.
+/// Operations that take an archive, or more than curl: the pages on images and shells have them.
+/// And one that is refused so far.
 const NOT_WITH_CURL: &[&str] =
     &["Images_import", "Images_delete", "Machines_exec_ws", "createVolumeSnapshot"];
 

@@ -1,5 +1,5 @@
-//! The volumes: their records, by id and by app. Workers don't publish each change of a volume: they
-//! count them, and are listed by who has not seen the last one.
+//! The volumes: their records, by id and by app. Workers don't publish each change of a volume:
+//! they count them, and are listed by who has not seen the last one.
 
 use std::collections::{BTreeMap, HashMap};
 

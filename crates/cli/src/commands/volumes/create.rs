@@ -15,8 +15,8 @@ use crate::{
 /// `caddis volumes create`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  caddis volumes create data -a hello --size 3 --yes\n  caddis volumes \
-                  create data -a hello --count 2 --region local"
+    after_help = "Examples:\n  caddis volumes create data -a hello --size 3 --yes\n  caddis \
+                  volumes create data -a hello --count 2 --region local"
 )]
 pub struct Create {
     /// Name: letters, digits and underscores. Several may have the same.
