@@ -326,8 +326,8 @@ pub trait Vm: Send + Sync + 'static {
     /// Whether it stands still because of its disk. Known some seconds after a start.
     fn pause(&self) -> watch::Receiver<Option<Pause>>;
 
-    /// Kills the process, once what its guest has written to volumes is in their files, if that does
-    /// not take long. Succeeds when it is already gone.
+    /// Kills the process, once what its guest has written to volumes is in their files, if that
+    /// does not take long. Succeeds when it is already gone.
     async fn kill(&self) -> Result<(), VmmError>;
 
     /// Waits until the process is gone and its cgroup, sockets and record are removed. May be

@@ -7,7 +7,7 @@
 //! | `pull` | root disk of the image; waits for volumes | goes on where it was | nothing: shared |
 //! | `back_off` | waits until a restart is due | waits for what is left | – |
 //! | `prepare_root` | blank overlay | replaced | `release` |
-//! | `launch` | volumes, slot, tap, VM process; uses up a snapshot | a VM that runs is kept | `release` |
+//! | `launch` | volumes, slot, tap, VM; uses up a snapshot | a VM that runs is kept | `release` |
 //! | `boot` | waits for init | – | `release` |
 //! | `configure` | makes the VM the machine, waits for its program | configured again | `release` |
 //! | `signal` | sends the stop signal | sent again | – |
