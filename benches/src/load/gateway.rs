@@ -52,6 +52,7 @@ pub async fn serve(machines: usize) -> Result<()> {
             incarnation: String::new(),
             sequence: 0,
             draining: false,
+            volumes: 0,
         };
         let mut interval = tokio::time::interval(ANNOUNCE_INTERVAL);
         loop {
