@@ -188,6 +188,6 @@ async fn codes_are_explained() {
         "remedy": "Choose another name, or omit it to get a generated one."
     }
     "#);
-    assert_eq!(stand.run("explain --json").await.ok().json().as_array().map(Vec::len), Some(45));
+    assert_eq!(stand.run("explain --json").await.ok().json().as_array().map(Vec::len), Some(46));
     assert!(stand.run("explain").await.ok().stdout.contains("rate_limited"));
 }

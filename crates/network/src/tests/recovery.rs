@@ -286,6 +286,8 @@ fn a_data_directory_that_is_gone_gives_its_network_back_once_no_vm_runs() {
 #[test]
 fn notes_about_forwarding_go_with_the_last_installation_of_all_hosts() {
     on_a_host(async || {
+        // A new namespace has what its host has.
+        fs::write("/proc/sys/net/ipv4/ip_forward", "0").unwrap();
         let run_directory = tempfile::tempdir().unwrap();
         let (one, two) = (Place::beside(&run_directory), Place::beside(&run_directory));
         drop(one.start().await.unwrap());
