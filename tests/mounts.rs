@@ -292,3 +292,18 @@ async fn a_deleted_volume_can_be_had_back_and_two_fit_a_machine() -> Result<()> 
     );
     Ok(())
 }
+
+#[tokio::test]
+async fn a_forced_destroy_keeps_what_was_written_and_never_synced() -> Result<()> {
+    let host = Host::new().await?;
+    let stand = Stand::new(&host).await?;
+    let volume =
+        create(&stand, json!({ "name": "data", "size_gb": 1, "encrypted": false })).await?;
+    let first = machine(&stand, &[("data", "/data")]).await?;
+    first.shell("echo row >/data/table").await?;
+    first.destroy().await?;
+    until(&stand, id(&volume)?, |volume| volume["attached_machine_id"].is_null()).await?;
+    let second = machine(&stand, &[("data", "/data")]).await?;
+    assert_eq!(second.shell("cat /data/table").await?, "row\n");
+    Ok(())
+}

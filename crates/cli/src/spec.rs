@@ -126,7 +126,8 @@ pub fn set_command(config: &mut Map<String, Value>, command: &str) -> Result<(),
     Ok(())
 }
 
-/// Adds mounts, each a volume's id or name and a path, and maybe options, which are ignored.
+/// Adds mounts, each a volume's id or name and a path, and maybe options, which are ignored but for
+/// `ro`: who asks for that must not have a volume that is written to.
 pub fn add_mounts(config: &mut Map<String, Value>, volumes: &[String]) -> Result<(), CliError> {
     let mut mounts = Vec::new();
     for given in volumes {
@@ -134,6 +135,11 @@ pub fn add_mounts(config: &mut Map<String, Value>, volumes: &[String]) -> Result
         let (volume, path) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
         if volume.is_empty() || path.is_empty() {
             return Err(CliError::new(format!("Can't infer volume and mount path from '{given}'")));
+        }
+        if parts.any(|options| options.split(',').any(|option| option == "ro")) {
+            return Err(CliError::new(format!(
+                "volumes are mounted read-write: remove 'ro' from '{given}'"
+            )));
         }
         mounts.push(json!({ "volume": volume, "path": path }));
     }

@@ -67,7 +67,7 @@ pub enum VolumeError {
     /// The sizes of all volumes together would be more than the host has for volumes.
     #[error(
         "not enough space for {needed} GB: {declared} of {limit} GB for volumes are reserved, \
-         {deleted} GB of them by deleted volumes; delete volumes for good or raise the limit"
+         {deleted} GB of them by deleted volumes, for a day; wait, or raise the server's volume-gb"
     )]
     LimitReached {
         /// What was asked for in addition, GiB.

@@ -82,7 +82,7 @@ async fn declared_sizes_are_counted_and_no_volume_is_made_or_grown_beyond_the_li
     assert_eq!(
         error.to_string(),
         "not enough space for 2 GB: 9 of 10 GB for volumes are reserved, 0 GB of them by deleted \
-         volumes; delete volumes for good or raise the limit"
+         volumes, for a day; wait, or raise the server's volume-gb"
     );
     let grow = host.store.grow(&other, gib(5)).await;
     assert!(matches!(grow, Err(VolumeError::LimitReached { needed: 2, .. })));

@@ -38,7 +38,9 @@ impl Handler for QuestionHandler {
         let volume_room = shared.volumes.room_for(volume_gib);
         let volume_shortage = || {
             let free = volume_room?.err()?;
-            Some(format!("{volume_gib} GiB for volumes needed, {free} free"))
+            Some(format!(
+                "{volume_gib} GiB for volumes needed, {free} free; deleted ones count for a day"
+            ))
         };
         let shortage = shared.capacity.shortage(free, wanted).or_else(volume_shortage);
         let fits = shortage.is_none() && !drains;

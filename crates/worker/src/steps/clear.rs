@@ -3,7 +3,7 @@
 use caddis_api::ApiError;
 use caddis_vmm::Vm;
 
-use super::{Context, Done, Failure, blocking};
+use super::{Context, Done, Failure, blocking, stop, suspend, volumes};
 use crate::{engine::Shared, row::MachineRow};
 
 pub(super) async fn end_vm(context: &Context) -> Result<Done, Failure> {
@@ -27,7 +27,29 @@ pub async fn gone(shared: &Shared, vm: &dyn Vm, row: &MachineRow) -> Result<(), 
     shared.network.detach(&vm.slot().tap_name(), &row.addresses).await
 }
 
+/// Ends a program that runs still, as at a forced destroy: with its VM alone it would lose what it
+/// has written to volumes and not synced.
+async fn unmount(context: &Context) {
+    let Some(live) = context.live.clone() else { return };
+    let is_over = {
+        let guest = live.guest.borrow();
+        guest.ended.is_some() || guest.failed.is_some() || guest.gone.is_some()
+    };
+    if is_over || !volumes::has_any(context) {
+        return;
+    }
+    if live.guest.borrow().may_be_frozen()
+        && let Err(error) = suspend::thaw(&live, false).await
+    {
+        tracing::warn!(machine = %context.row.id, error = %error.message, "can't resume the \
+            machine to unmount its volumes");
+        return;
+    }
+    stop::kill_program(live, &context.shared.clock, true).await;
+}
+
 pub(super) async fn release(context: Context) -> Result<Done, Failure> {
+    unmount(&context).await;
     let done = end_vm(&context).await?;
     let (files, vmm) = (context.files(), context.shared.vmm.clone());
     let remove = move || {

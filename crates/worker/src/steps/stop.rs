@@ -79,7 +79,12 @@ pub(super) async fn await_exit(context: Context) -> Result<Done, Failure> {
     }
 }
 
-async fn kill_program(mut live: RunningVmHandle, clock: &Clock, has_volumes: bool) -> Done {
+/// Kills the program and waits for the report of its end.
+pub(super) async fn kill_program(
+    mut live: RunningVmHandle,
+    clock: &Clock,
+    has_volumes: bool,
+) -> Done {
     if live.guest.borrow().silent {
         let text = "the machine's init did not answer, its VM was killed";
         return Done::Ended(ProgramEnd::unreported(EndCause::Killed, Some(text.to_owned())));

@@ -64,6 +64,7 @@ pub async fn run(create: Create, launched: bool, session: &Session) -> Result<()
             app: &create.app,
             program,
             flags: &create.flags,
+            volumes: &create.volume,
             region: create.region,
             org: create.org,
         };

@@ -55,6 +55,8 @@ pub struct Fresh<'a> {
     pub app: &'a AppArgs,
     pub program: Program,
     pub flags: &'a MachineFlags,
+    /// Mounts, as on the command line.
+    pub volumes: &'a [String],
     pub region: Option<String>,
     /// Whose an app is that is made for it.
     pub org: Option<String>,
@@ -72,6 +74,7 @@ pub async fn run(shell: &ShellFlags, fresh: Fresh<'_>, session: &Session) -> Res
     let waits = program.command.is_empty();
     let mut config =
         spec::build(fresh.flags, &program, &session.environment.current_directory)?.fields();
+    spec::add_mounts(&mut config, fresh.volumes)?;
     if waits {
         // Until the session comes, which then is what the machine lives for.
         config.insert("init".to_owned(), json!({ "exec": ["sleep", PATIENCE_SECONDS] }));

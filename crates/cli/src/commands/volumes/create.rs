@@ -70,6 +70,9 @@ pub struct Create {
 pub async fn run(create: Create, session: &Session) -> Result<(), CliError> {
     let (app, client, printer) = (session.app(&create.app)?, session.client()?, &session.printer);
     let size_gb = size(&create.size)?;
+    if size_gb == 0 {
+        return Err(CliError::new("a volume has at least 1 GB"));
+    }
     let compute = compute(&create.vm)?;
     if !create.yes && create.count < 2 {
         let known = client.list_volumes(&app).await?;

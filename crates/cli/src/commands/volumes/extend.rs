@@ -1,5 +1,6 @@
 //! `caddis volumes extend`.
 
+use caddis_api::MachineState;
 use clap::Args;
 
 use crate::{
@@ -52,8 +53,18 @@ pub async fn run(extend: Extend, session: &Session) -> Result<(), CliError> {
         printer.note(
             "You will need to stop and start your Machine to increase the size of the file system",
         )?;
-    } else if reply.volume.attached_machine_id.is_some() {
-        printer.note("Your Machine got its volume size extended without needing a restart")?;
+    } else if let Some(machine) = &reply.volume.attached_machine_id {
+        let machine = client.get_machine(&app, machine).await;
+        printer.note(match machine.map(|machine| machine.state) {
+            Ok(MachineState::Suspended) => {
+                "Your Machine is suspended: it will boot at its next start instead of being \
+                 resumed, since its memory does not know the new size"
+            }
+            Ok(MachineState::Stopped | MachineState::Created) => {
+                "Your Machine will see the new size at its next start"
+            }
+            _ => "Your Machine got its volume size extended without needing a restart",
+        })?;
     }
     Ok(())
 }
