@@ -18,7 +18,7 @@
 //! | `save` | memory and devices to a file | saved again | `release` |
 //! | `end_vm` | kills the VM, then gives back slot and tap | nothing left to do | is the undo |
 //! | `thaw` | has VM and programs go on, with the right time | they do already | – |
-//! | `release` | unmounts volumes, `end_vm`, removes overlay, snapshot | nothing left to do | is the undo |
+//! | `release` | unmounts volumes, `end_vm`, removes the rest | nothing left to do | is the undo |
 //! | `remove_files` | the machine's directory | nothing left to do | no undo: asked for |
 //!
 //! An image that is no longer used is removed by itself. `launch` resumes the VM where there is a
