@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use axum::body::Body;
-use caddis_api::{ApiError, ErrorCode, MachineState, VolumeId, WorkerId, volume::zone_of};
+use caddis_api::{
+    ApiError, ErrorCode, MachineState, VolumeId, WorkerId,
+    volume::{VolumeState, zone_of},
+};
 use caddis_bus::message::{Offer, VolumeAction, WorkerRequest};
 use caddis_catalog::Access;
 use caddis_gateway::Settings;
@@ -561,6 +564,92 @@ async fn a_volume_that_was_placed_and_never_made_keeps_no_app() {
         }
     };
     tokio::time::timeout(TIMEOUT, given_up).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_placed_volume_that_many_listings_miss_is_asked_for_once() {
+    let settings = Settings { create_deadline: Duration::from_millis(250), ..Settings::default() };
+    let fixture = Fixture::with(settings, |_| {}).await;
+    fixture.app("a").await;
+    let new = caddis_catalog::NewVolume {
+        id: None,
+        app: "a".parse().unwrap(),
+        name: "data".to_owned(),
+        worker: WorkerId::from_trusted("W1"),
+        region: caddis_api::RegionCode::from_trusted("local"),
+    };
+    let placed = fixture.catalog.place_volume(new).await.unwrap();
+    for _ in 0..5 {
+        let lists = fixture.worker.state().volume_lists;
+        fixture.worker.state().volume_revision += 1;
+        fixture.worker.announce("local").await;
+        let listed = async {
+            while fixture.worker.state().volume_lists == lists {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(TIMEOUT, listed).await.unwrap();
+    }
+    let given_up = async {
+        while !fixture.is_deleted(&placed.id).await {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(TIMEOUT, given_up).await.unwrap();
+    let state = fixture.worker.state();
+    let looks = state.requests.iter().filter(
+        |request| matches!(request, WorkerRequest::GetVolume { volume } if *volume == placed.id),
+    );
+    assert_eq!(looks.count(), 1);
+}
+
+#[tokio::test]
+async fn a_volume_that_can_not_be_deleted_keeps_no_name_of_a_machine() {
+    let fixture = with_app().await;
+    fixture.app("b").await;
+    let id = fixture.volume("a", "data").await;
+    let machine = fixture.machine("b", "m").await;
+    assert_eq!(fixture.call("DELETE /v1/apps/a").await.status, 202);
+    fixture.until_gone("a").await;
+    // It is back without its app, and can't be deleted for now.
+    let deletes = || {
+        let state = fixture.worker.state();
+        let of_it = state.requests.iter().filter(|request| {
+            matches!(request, WorkerRequest::ActOnVolume { volume, action: VolumeAction::Delete }
+                if *volume == id)
+        });
+        of_it.count()
+    };
+    let before = deletes();
+    {
+        let mut state = fixture.worker.state();
+        let refusal = || ApiError::new(ErrorCode::Unavailable, "not now");
+        state.volume_errors.extend(std::iter::repeat_with(refusal).take(1000));
+        let volume = &mut state.volumes.get_mut(&id).unwrap().volume;
+        (volume.state, volume.deleted_until) = (VolumeState::Created, None);
+        state.changed(&id).unwrap();
+    }
+    fixture.worker.announce("local").await;
+    let tried = async {
+        while deletes() == before {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(TIMEOUT, tried).await.expect("nobody deletes the volume");
+    fixture.worker.turn(&machine, MachineState::Destroyed, "destroy").await;
+    let released = async {
+        while !fixture.is_released(&machine).await {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(TIMEOUT, released).await.expect("the machine keeps its name");
+    fixture.worker.state().volume_errors.clear();
+    let deleted = async {
+        while !fixture.worker.state().volumes[&id].volume.state.is_deleted() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(TIMEOUT, deleted).await.expect("the volume is deleted in the end");
 }
 
 #[tokio::test]
