@@ -5,6 +5,7 @@ use serde_json::Value;
 
 use crate::{RawConfig, fields, validate};
 
+mod mounts;
 mod services;
 
 const NO_REPLAYS: &str = "requests are not replayed yet";
@@ -34,8 +35,9 @@ pub fn warnings(raw: &RawConfig) -> Vec<String> {
     let given = STORED.iter().filter(|(path, _)| is_given(&config, path));
     let stored =
         given.map(|(field, why)| format!("config.{field} is stored and has no effect: {why}"));
-    let services = validate::read(raw).map(|config| services::warnings(&config));
-    stored.chain(services.unwrap_or_default()).chain(fields::unknown(&config)).collect()
+    let of_others = validate::read(raw)
+        .map(|config| [services::warnings(&config), mounts::warnings(&config)].concat());
+    stored.chain(of_others.unwrap_or_default()).chain(fields::unknown(&config)).collect()
 }
 
 /// Whether there is something at a path, where `[]` stands for any item of a list.

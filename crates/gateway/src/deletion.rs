@@ -291,7 +291,20 @@ async fn delete_volume(context: &Context, placed: &VolumePlacement) -> Result<()
     Ok(context.catalog.delete_volume(&placed.id).await?)
 }
 
-/// Has the catalog know whether a volume is deleted. One of an app that is gone is deleted.
+/// Deletes a volume however often its worker must be asked.
+fn delete_volume_in_background(context: &Context, placed: VolumePlacement) {
+    if !context.volume_deletions.begin(placed.id.clone()) {
+        return;
+    }
+    let context = context.clone();
+    context.clone().background(async move {
+        retry_forever("delete a volume", || delete_volume(&context, &placed)).await;
+        context.volume_deletions.end(&placed.id);
+    });
+}
+
+/// Has the catalog know whether a volume is deleted. One of an app that is gone is deleted, in the
+/// background: no worker is waited for.
 pub(crate) async fn sync_volume(context: &Context, record: &VolumeRecord) -> Result<(), ApiError> {
     let id = &record.volume.id;
     let Some(placed) = context.catalog.volume(id).await? else { return Ok(()) };
@@ -305,7 +318,8 @@ pub(crate) async fn sync_volume(context: &Context, record: &VolumeRecord) -> Res
     match context.catalog.undelete_volume(id).await {
         Err(CatalogError::VolumeNotFound(_) | CatalogError::AppInDeletion(_)) => {
             tracing::warn!(volume = %id, "deleting a volume of an app that is deleted");
-            delete_volume(context, &placed).await
+            delete_volume_in_background(context, placed);
+            Ok(())
         }
         undeleted => Ok(undeleted?),
     }
@@ -318,8 +332,11 @@ async fn reconcile_volumes(context: &Context, worker: &WorkerId) {
         for row in context.catalog.volumes_on(worker).await? {
             placed.insert(row.id.clone());
             match context.view.volume(&row.id) {
-                Some(record) => sync_volume(context, &record).await?,
-                None => context.background(give_up_volume_unless_made(context.clone(), row)),
+                Some(record) if row.deleted != record.volume.state.is_deleted() => {
+                    sync_volume(context, &record).await?
+                }
+                Some(_) => {}
+                None => give_up_volume_unless_made(context, row),
             }
         }
         for record in context.view.volumes_of_worker(worker) {
@@ -332,21 +349,29 @@ async fn reconcile_volumes(context: &Context, worker: &WorkerId) {
     .await;
 }
 
-/// Gives a placed volume up when its worker does not know it and nobody can still be making it.
-pub(crate) async fn give_up_volume_unless_made(context: Context, placed: VolumePlacement) {
-    let age = UnixMillis::now().since(placed.created_ms);
-    tokio::time::sleep((create_takes(&context) * 2).saturating_sub(age)).await;
-    retry_forever("find out whether a volume was created", || async {
-        let request = WorkerRequest::GetVolume { volume: placed.id.clone() };
-        match context.ask(&placed.worker, request, context.settings.request_deadline).await {
-            Err(AskError::Refused(error)) if error.code == ErrorCode::NotFound => {
-                tracing::warn!(volume = %placed.id, "a volume was placed, and is not there");
-                give_up_volume(&context, &placed).await
+/// Gives a placed volume up when its worker does not know it and nobody can still be making it,
+/// in the background. One task watches it, however often it is missed.
+pub(crate) fn give_up_volume_unless_made(context: &Context, placed: VolumePlacement) {
+    if !context.missing_volumes.begin(placed.id.clone()) {
+        return;
+    }
+    let context = context.clone();
+    context.clone().background(async move {
+        let age = UnixMillis::now().since(placed.created_ms);
+        tokio::time::sleep((create_takes(&context) * 2).saturating_sub(age)).await;
+        retry_forever("find out whether a volume was created", || async {
+            let request = WorkerRequest::GetVolume { volume: placed.id.clone() };
+            match context.ask(&placed.worker, request, context.settings.request_deadline).await {
+                Err(AskError::Refused(error)) if error.code == ErrorCode::NotFound => {
+                    tracing::warn!(volume = %placed.id, "a volume was placed, and is not there");
+                    give_up_volume(&context, &placed).await
+                }
+                answer => Ok(answer.map(drop)?),
             }
-            answer => Ok(answer.map(drop)?),
-        }
-    })
-    .await;
+        })
+        .await;
+        context.missing_volumes.end(&placed.id);
+    });
 }
 
 /// A volume that was placed was not made.

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use caddis_api::{ApiError, AppName, ErrorCode, WorkerId};
+use caddis_api::{ApiError, AppName, ErrorCode, VolumeId, WorkerId};
 use caddis_bus::{
     WorkerClient,
     message::{WorkerReply, WorkerRequest},
@@ -37,6 +37,10 @@ pub(crate) struct Inner {
     pub deletions: Underway<AppName>,
     /// Copies that workers are being told to stop.
     pub superseding: Underway<Superseded>,
+    /// Volumes of apps that are gone, which are being deleted.
+    pub volume_deletions: Underway<VolumeId>,
+    /// Volumes that were placed, and may never be made.
+    pub missing_volumes: Underway<VolumeId>,
     pub limits: Option<Arc<Limits>>,
     pub in_flight: InFlight,
     /// Ends waits and event streams.
@@ -66,6 +70,8 @@ impl Inner {
             settings: parts.settings,
             deletions: Underway::default(),
             superseding: Underway::default(),
+            volume_deletions: Underway::default(),
+            missing_volumes: Underway::default(),
             in_flight: InFlight::default(),
             closing: CancellationToken::new(),
             ending: CancellationToken::new(),

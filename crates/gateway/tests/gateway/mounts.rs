@@ -1,8 +1,11 @@
 //! Machines with volumes.
 
+use std::time::Duration;
+
 use axum::body::Body;
 use caddis_api::{ApiError, ErrorCode, MachineId, MachineState, VolumeId};
 use caddis_bus::message::WorkerRequest;
+use caddis_gateway::Settings;
 use serde_json::{Value, json};
 
 use crate::support::{Answer, FakeWorker, Fixture, TIMEOUT};
@@ -265,6 +268,29 @@ async fn a_create_that_was_cut_short_finds_its_machine_with_its_volume() {
     catalog.execute("UPDATE requests SET status = NULL, body = NULL", []).unwrap();
     assert_eq!(send().await.ok()["id"], first["id"]);
     assert_eq!(fixture.worker.state().machines.len(), 1);
+}
+
+#[tokio::test]
+async fn a_machine_whose_answer_never_came_gets_no_second_one_with_another_volume() {
+    let fixture = with_app().await;
+    for _ in 0..2 {
+        fixture.volume("a", "data").await;
+    }
+    let settings = Settings { create_deadline: Duration::from_millis(300), ..Settings::default() };
+    let impatient = fixture.restarted_with(settings).await;
+    // It is asked twice.
+    fixture.worker.state().silent_creates = 2;
+    let config = json!({ "image": "nginx", "mounts": [{ "name": "data", "path": "/data" }] });
+    let body = json!({ "config": config }).to_string();
+    let request = fixture.request("POST /v1/apps/a/machines").body(Body::from(body)).unwrap();
+    let silent = Fixture::send_to(&impatient.router(), request).await;
+    assert_eq!(silent.status, 504, "{}", silent.text);
+    let state = fixture.worker.state();
+    assert_eq!(state.machines.len(), 1);
+    let machine = state.machines.keys().next().unwrap();
+    assert!(silent.error().contains(machine.as_str()), "{}", silent.text);
+    let holders = state.volumes.values().map(|record| record.volume.attached_machine_id.as_ref());
+    assert_eq!(holders.flatten().collect::<Vec<_>>(), [machine]);
 }
 
 #[tokio::test]

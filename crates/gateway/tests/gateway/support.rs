@@ -210,6 +210,12 @@ impl Fixture {
         self.catalog.volume(volume).await.unwrap().unwrap().deleted
     }
 
+    /// Whether the catalog has the machine's name as free.
+    #[expect(clippy::disallowed_methods, reason = "looks at what is behind the API")]
+    pub async fn is_released(&self, machine: &MachineId) -> bool {
+        self.catalog.placement(machine).await.unwrap().is_none_or(|placement| placement.released)
+    }
+
     /// An app `a` with a machine `m` that runs.
     pub async fn started(&self) -> MachineId {
         self.app("a").await;

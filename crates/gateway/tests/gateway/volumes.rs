@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use axum::body::Body;
-use caddis_api::{ApiError, ErrorCode, MachineState, VolumeId, WorkerId, volume::zone_of};
+use caddis_api::{
+    ApiError, ErrorCode, MachineState, VolumeId, WorkerId,
+    volume::{VolumeState, zone_of},
+};
 use caddis_bus::message::{Offer, VolumeAction, WorkerRequest};
 use caddis_catalog::Access;
 use caddis_gateway::Settings;
@@ -41,6 +44,20 @@ async fn until(fixture: &Fixture, line: &str, wanted: impl Fn(&Answer) -> bool) 
 
 fn ids(list: &Value) -> Vec<&str> {
     list.as_array().unwrap().iter().map(|volume| volume["id"].as_str().unwrap()).collect()
+}
+
+/// What the worker was asked for clients: listings come at any time.
+fn asked(fixture: &Fixture) -> usize {
+    let for_clients = |request: &&WorkerRequest| {
+        matches!(
+            request,
+            WorkerRequest::CreateVolume(_)
+                | WorkerRequest::ActOnVolume { .. }
+                | WorkerRequest::GetVolume { .. }
+                | WorkerRequest::Create(_)
+        )
+    };
+    fixture.worker.state().requests.iter().filter(for_clients).count()
 }
 
 #[tokio::test]
@@ -98,7 +115,7 @@ async fn what_clients_send_with_nulls_is_accepted() {
 async fn what_is_wrong_with_a_request_is_said_and_nothing_is_made() {
     let fixture = with_app().await;
     let id = fixture.volume("a", "data").await;
-    let before = fixture.worker.state().requests.len();
+    let before = asked(&fixture);
     for (body, status, text) in [
         (json!({}), 400, "invalid name, use 1 to 30 letters, digits and underscores"),
         (json!({ "name": "my-data" }), 400, "invalid name"),
@@ -133,7 +150,7 @@ async fn what_is_wrong_with_a_request_is_said_and_nothing_is_made() {
     }
     let answer = fixture.put(&one(&id), json!({ "snapshot_retention": 0 })).await;
     assert!(answer.error().contains("invalid snapshot_retention"));
-    assert_eq!(fixture.worker.state().requests.len(), before, "no worker was asked");
+    assert_eq!(asked(&fixture), before, "no worker was asked");
 }
 
 #[tokio::test]
@@ -272,7 +289,7 @@ async fn a_volume_of_another_app_is_none_in_the_own_app() {
     let fixture = with_app().await;
     fixture.app("b").await;
     let id = fixture.volume("b", "data").await;
-    let before = fixture.worker.state().requests.len();
+    let before = asked(&fixture);
     for (method, path, body) in [
         ("GET", "", ""),
         ("PUT", "", "{}"),
@@ -289,7 +306,7 @@ async fn a_volume_of_another_app_is_none_in_the_own_app() {
     let copy = json!({ "name": "data", "source_volume_id": id });
     let answer = fixture.post(VOLUMES, copy).await;
     assert!(answer.error().contains("the app has no volume"), "{}", answer.text);
-    assert_eq!(fixture.worker.state().requests.len(), before);
+    assert_eq!(asked(&fixture), before);
 }
 
 #[tokio::test]
@@ -419,13 +436,37 @@ async fn changes_that_nobody_asked_for_are_seen_by_the_next_announcement() {
     fixture.worker.announce("local").await;
     let list = format!("GET {VOLUMES}");
     until(&fixture, &list, |answer| answer.json()[0]["bytes_used"] == 77).await;
-    let lists = fixture.worker.state().volume_lists;
-    fixture.worker.announce("local").await;
-    // Another worker is heard after it.
     let second = FakeWorker::named("W2", fixture.worker.bus.clone());
     let _serving = second.serve("far").await;
     until(&fixture, "GET /v1/platform/regions", |answer| answer.text.contains("far")).await;
-    assert_eq!(fixture.worker.state().volume_lists, lists, "nothing was missing");
+    let far = json!({ "name": "far", "region": "far" });
+    let far: VolumeId =
+        fixture.post(VOLUMES, far).await.ok()["id"].as_str().unwrap().parse().unwrap();
+    // An announcement of what is known asks for no listing. Announcements from before, which the
+    // gateway may hear late, do.
+    let settled = async {
+        for round in 1_u64.. {
+            let lists = fixture.worker.state().volume_lists;
+            fixture.worker.announce("local").await;
+            // What another worker announces is heard after it.
+            {
+                let mut state = second.state();
+                state.volumes.get_mut(&far).unwrap().volume.bytes_used = round;
+                state.changed(&far).unwrap();
+            }
+            second.announce("far").await;
+            let is_known = |answer: &Answer| {
+                let list = answer.json();
+                let mut shown = list.as_array().unwrap().iter();
+                shown.any(|one| one["id"] == json!(far) && one["bytes_used"] == round)
+            };
+            until(&fixture, &list, is_known).await;
+            if fixture.worker.state().volume_lists == lists {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(TIMEOUT, settled).await.expect("each announcement asks for a listing");
     // It is gone, and its worker began anew.
     {
         let mut state = fixture.worker.state();
@@ -433,7 +474,7 @@ async fn changes_that_nobody_asked_for_are_seen_by_the_next_announcement() {
         (state.incarnation, state.volume_revision, state.sequence) = ("second".to_owned(), 0, 0);
     }
     fixture.worker.announce("local").await;
-    until(&fixture, &list, |answer| answer.json() == json!([])).await;
+    until(&fixture, &list, |answer| ids(&answer.json()) == [far.to_string()]).await;
 }
 
 #[tokio::test]
@@ -515,7 +556,6 @@ async fn a_volume_that_was_placed_and_never_made_keeps_no_app() {
     };
     let placed = fixture.catalog.place_volume(new).await.unwrap();
     // A listing finds that it is not there.
-    fixture.volume("a", "other").await;
     fixture.worker.state().volume_revision += 1;
     fixture.worker.announce("local").await;
     let given_up = async {
@@ -524,6 +564,92 @@ async fn a_volume_that_was_placed_and_never_made_keeps_no_app() {
         }
     };
     tokio::time::timeout(TIMEOUT, given_up).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_placed_volume_that_many_listings_miss_is_asked_for_once() {
+    let settings = Settings { create_deadline: Duration::from_millis(250), ..Settings::default() };
+    let fixture = Fixture::with(settings, |_| {}).await;
+    fixture.app("a").await;
+    let new = caddis_catalog::NewVolume {
+        id: None,
+        app: "a".parse().unwrap(),
+        name: "data".to_owned(),
+        worker: WorkerId::from_trusted("W1"),
+        region: caddis_api::RegionCode::from_trusted("local"),
+    };
+    let placed = fixture.catalog.place_volume(new).await.unwrap();
+    for _ in 0..5 {
+        let lists = fixture.worker.state().volume_lists;
+        fixture.worker.state().volume_revision += 1;
+        fixture.worker.announce("local").await;
+        let listed = async {
+            while fixture.worker.state().volume_lists == lists {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(TIMEOUT, listed).await.unwrap();
+    }
+    let given_up = async {
+        while !fixture.is_deleted(&placed.id).await {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(TIMEOUT, given_up).await.unwrap();
+    let state = fixture.worker.state();
+    let looks = state.requests.iter().filter(
+        |request| matches!(request, WorkerRequest::GetVolume { volume } if *volume == placed.id),
+    );
+    assert_eq!(looks.count(), 1);
+}
+
+#[tokio::test]
+async fn a_volume_that_can_not_be_deleted_keeps_no_name_of_a_machine() {
+    let fixture = with_app().await;
+    fixture.app("b").await;
+    let id = fixture.volume("a", "data").await;
+    let machine = fixture.machine("b", "m").await;
+    assert_eq!(fixture.call("DELETE /v1/apps/a").await.status, 202);
+    fixture.until_gone("a").await;
+    // It is back without its app, and can't be deleted for now.
+    let deletes = || {
+        let state = fixture.worker.state();
+        let of_it = state.requests.iter().filter(|request| {
+            matches!(request, WorkerRequest::ActOnVolume { volume, action: VolumeAction::Delete }
+                if *volume == id)
+        });
+        of_it.count()
+    };
+    let before = deletes();
+    {
+        let mut state = fixture.worker.state();
+        let refusal = || ApiError::new(ErrorCode::Unavailable, "not now");
+        state.volume_errors.extend(std::iter::repeat_with(refusal).take(1000));
+        let volume = &mut state.volumes.get_mut(&id).unwrap().volume;
+        (volume.state, volume.deleted_until) = (VolumeState::Created, None);
+        state.changed(&id).unwrap();
+    }
+    fixture.worker.announce("local").await;
+    let tried = async {
+        while deletes() == before {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(TIMEOUT, tried).await.expect("nobody deletes the volume");
+    fixture.worker.turn(&machine, MachineState::Destroyed, "destroy").await;
+    let released = async {
+        while !fixture.is_released(&machine).await {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(TIMEOUT, released).await.expect("the machine keeps its name");
+    fixture.worker.state().volume_errors.clear();
+    let deleted = async {
+        while !fixture.worker.state().volumes[&id].volume.state.is_deleted() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(TIMEOUT, deleted).await.expect("the volume is deleted in the end");
 }
 
 #[tokio::test]

@@ -241,8 +241,11 @@ async fn place_with_volumes(context: &Context, wanted: Wanted) -> Result<Machine
                 chooser.is_full(&choice.worker);
             }
             Err(error) => {
-                // Another machine may have got one of them between the choice and now.
-                if again || !chooser.is_refused(context, &choice).await {
+                // Another machine may have got one of them between the choice and now. While the
+                // worker may yet make this machine, no second one is placed.
+                let is_refusal =
+                    matches!(error.code, ErrorCode::FailedPrecondition | ErrorCode::NotFound);
+                if again || !is_refusal || !chooser.is_refused(context, &choice).await {
                     return Err(error);
                 }
                 refusal = Some(error);

@@ -260,7 +260,7 @@ async fn hand_over(
         Err(AskError::Bus(error)) if again || !matches!(error, BusError::NotDelivered(_)) => {
             let volume = placed.id.clone();
             tracing::warn!(%volume, %error, "a worker did not answer to a create of a volume");
-            context.background(deletion::give_up_volume_unless_made(context.clone(), placed));
+            deletion::give_up_volume_unless_made(context, placed);
             Err(ApiError::new(
                 ErrorCode::Unavailable,
                 format!(
@@ -273,7 +273,7 @@ async fn hand_over(
         Err(AskError::Refused(error))
             if again && matches!(error.code, ErrorCode::Unavailable | ErrorCode::Internal) =>
         {
-            context.background(deletion::give_up_volume_unless_made(context.clone(), placed));
+            deletion::give_up_volume_unless_made(context, placed);
             Err(error)
         }
         Err(error) => {

@@ -153,8 +153,8 @@ pub(crate) async fn undelete(
         (status = 200, description = "The volume", body = ExtendVolumeReply),
         NoVolume,
         BadBody,
-        (status = 409, description = "The volume is being changed already", body = ErrorBody),
-        (status = 412, description = "The volume is deleted, or not there yet", body = ErrorBody),
+        (status = 412, description = "The volume is deleted, not there yet, or being extended",
+            body = ErrorBody),
         (status = 422, description = "Its host has not enough space", body = ErrorBody),
     ),
 )]
