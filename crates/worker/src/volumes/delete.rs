@@ -8,6 +8,7 @@ use caddis_volume::VolumeError;
 use super::{
     Volumes,
     error::{check_created, in_use, not_found},
+    in_use::once_free,
     record::kept_until,
     requests::{record, try_record},
     row::VolumeRow,
@@ -47,8 +48,11 @@ pub(super) async fn delete(
         }
     }
     let now = shared.clock.unix_now();
-    let (files, volume) = (shared.volumes.files.clone(), id.clone());
-    match blocking(move || files.delete(&volume, now.into())).await {
+    let deleting = || {
+        let (files, volume) = (shared.volumes.files.clone(), id.clone());
+        blocking(move || files.delete(&volume, now.into()))
+    };
+    match once_free(&shared.clock, deleting).await {
         Ok(_) | Err(VolumeError::Deleted(_)) => {}
         // There is nothing of it.
         Err(VolumeError::NotFound(_)) => {

@@ -1,7 +1,7 @@
 //! Volumes and the machines that have them, over real files and a fake VMM.
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
-use std::{fs, time::Duration};
+use std::{fs, pin::pin, time::Duration};
 
 use caddis_api::{AppName, ErrorCode, MachineId, MachineState, VolumeId, volume::VolumeState};
 use caddis_bus::message::{
@@ -402,6 +402,42 @@ async fn a_start_waits_for_who_still_has_the_volume_and_fails_with_its_name() {
     drop(disk);
     fixture.act(&machine, Action::Start).await.unwrap();
     fixture.until(&machine, MachineState::Started).await;
+}
+
+#[tokio::test]
+async fn a_delete_waits_for_who_still_has_the_volume_and_is_refused_in_the_end() {
+    let fixture = Fixture::new().await;
+    let volume = fixture.created_volume().await;
+    let disk = fs::File::open(fixture.volume_files(&volume).join("disk.qcow2")).unwrap();
+    disk.lock().unwrap();
+    let mut refused = pin!(fixture.act_on(&volume, VolumeAction::Delete));
+    let refused = loop {
+        match tokio::time::timeout(Duration::from_millis(5), &mut refused).await {
+            Ok(refused) => break refused.unwrap_err(),
+            Err(_) => fixture.clock.advance(Duration::from_secs(1)),
+        }
+    };
+    assert_eq!(refused.code, ErrorCode::FailedPrecondition);
+    assert!(refused.message.contains(&format!("volume {volume} is in use by")), "{refused:?}");
+
+    // No machine is made with these, whatever becomes of the delete.
+    let both = json!({ "mounts": [
+        { "volume": volume, "path": "/a" }, { "volume": VolumeId::random(), "path": "/b" },
+    ] });
+    let mut deleted = pin!(fixture.act_on(&volume, VolumeAction::Delete));
+    let begun = async {
+        while !fixture
+            .try_create(&SLEEP, both.clone())
+            .await
+            .is_err_and(|refused| refused.message.contains("is being deleted"))
+        {}
+    };
+    tokio::select! {
+        early = &mut deleted => panic!("{early:?}"),
+        () = begun => {}
+    }
+    disk.unlock().unwrap();
+    assert_eq!(deleted.await.unwrap().state, VolumeState::PendingDestroy);
 }
 
 #[tokio::test]
