@@ -559,6 +559,7 @@ async fn the_use_of_volumes_is_asked_for_and_full_ones_are_extended_by_themselve
     let event = told.machine.events.iter().flatten().find(|e| e.kind == "volume").unwrap().clone();
     let message = event.told()["message"].as_str().unwrap().to_owned();
     assert!(message.contains("extending it from 1 to 3 GB"), "{message}");
+    fixture.assert_log_tells_all(&machine, "extended by itself").await;
     assert!(fixture.own_lines(&machine).iter().any(|(_, line)| *line == message));
     // What follows would pass the limit.
     fixture.until_volumes_in_time(|volumes| volumes.iter().any(|v| v.bytes_total == 3 << 30)).await;
