@@ -35,9 +35,15 @@ pub async fn load(shared: &Shared) -> Result<(), StoreError> {
         shared.store.record_volumes(changed, None, Durability::Synced, Room::Reserve).await?;
     }
     for row in rows {
+        let files = volumes.files.get(&row.id).ok();
+        let missing = unreserved(&row, files.map_or(0, |files| files.size.get()));
+        let mut state = volumes.state();
+        if missing > 0 {
+            state.promised.insert(row.id.clone(), missing);
+        }
         let mut entry = Entry::new(row);
         volumes.touch(&mut entry);
-        volumes.state().entries.insert(entry.row.id.clone(), entry);
+        state.entries.insert(entry.row.id.clone(), entry);
     }
     for volume in volumes.files.list() {
         if volumes.row(&volume.id).is_none() {
@@ -95,6 +101,16 @@ fn found(mut row: VolumeRow, files: Result<Volume, VolumeError>) -> Option<Volum
         }
     }
     Some(row)
+}
+
+/// GiB that were promised to a volume, beyond those that its files have reserved. Pure.
+fn unreserved(row: &VolumeRow, reserved: u32) -> u64 {
+    let promised = match row.state {
+        VolumeState::Creating => row.size_gb,
+        VolumeState::Extending => row.extend_to.unwrap_or(0),
+        _ => 0,
+    };
+    promised.saturating_sub(reserved).into()
 }
 
 #[cfg(test)]
@@ -162,5 +178,20 @@ mod tests {
         let damaged = Err(VolumeError::KeyDamaged("vol_1".parse().unwrap()));
         let found = found(row(Created), damaged).unwrap();
         assert!(found.failure.unwrap().error.unwrap().contains("damaged"));
+    }
+
+    #[test]
+    fn space_is_promised_to_what_is_to_be_made_or_extended_and_has_not_reserved_it() {
+        use VolumeState::{Created, Creating, Extending, Failed, PendingDestroy};
+        for (state, reserved, missing) in [
+            (Creating, 0, 1),
+            (Extending, 1, 1),
+            (Extending, 2, 0),
+            (Created, 1, 0),
+            (Failed, 0, 0),
+            (PendingDestroy, 1, 0),
+        ] {
+            assert_eq!(unreserved(&row(state), reserved), missing, "{state:?} {reserved}");
+        }
     }
 }

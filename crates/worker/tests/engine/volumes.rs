@@ -3,7 +3,9 @@
 
 use std::{fs, pin::pin, time::Duration};
 
-use caddis_api::{AppName, ErrorCode, MachineId, MachineState, VolumeId, volume::VolumeState};
+use caddis_api::{
+    AppName, ErrorCode, MachineId, MachineState, Volume, VolumeId, volume::VolumeState,
+};
 use caddis_bus::message::{
     ANNOUNCEMENTS, Action, Announcement, CreateVolume, VolumeAction, decode,
 };
@@ -534,6 +536,26 @@ async fn volumes_have_no_more_space_than_there_is() {
     fixture.clock.advance(Duration::from_secs(24 * 3600));
     fixture.until_volumes_in_time(|volumes| volumes.len() == 1).await;
     fixture.act_on(&volume, extend(3)).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_was_accepted_has_its_space_also_in_the_next_server() {
+    let mut fixture = Fixture::new().await;
+    fixture.volume_limit = Some(6);
+    fixture.restart_making_no_volumes().await;
+    // As many that at least one waits for its turn, and has reserved nothing.
+    for _ in 0..5 {
+        fixture.create_volume(new_volume()).await.unwrap();
+    }
+    fixture.kill().await;
+    fixture.start().await;
+    let large = CreateVolume { size_gb: 2, ..new_volume() };
+    let refused = fixture.create_volume(large).await.unwrap_err();
+    assert_eq!(refused.code, ErrorCode::InsufficientCapacity);
+    fixture.let_volumes_be_made();
+    let is_made = |volumes: &[Volume]| volumes.iter().all(|v| v.state == VolumeState::Created);
+    fixture.until_volumes("five volumes", is_made).await;
+    fixture.create_volume(new_volume()).await.unwrap();
 }
 
 #[tokio::test]
