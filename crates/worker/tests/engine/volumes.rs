@@ -10,7 +10,7 @@ use caddis_bus::message::{
     ANNOUNCEMENTS, Action, Announcement, CreateVolume, VolumeAction, decode,
 };
 use caddis_guest_protocol::fake::Behaviour;
-use caddis_vmm::fake::Faults;
+use caddis_vmm::{Pause, fake::Faults};
 use serde_json::{Value, json};
 
 use crate::support::{Fixture, config, mounted, new_volume};
@@ -331,6 +331,26 @@ async fn a_machine_goes_on_with_its_volume_unless_that_was_changed_meanwhile() {
         }
         assert!(!fixture.file(&machine, "memory.snapshot").exists());
     }
+}
+
+#[tokio::test]
+async fn a_resumed_guest_that_can_not_be_told_of_an_extension_is_to_be_restarted() {
+    let fixture = Fixture::new().await;
+    let volume = fixture.created_volume().await;
+    let machine = running_with(&fixture, mounted(&volume)).await;
+    fixture.act(&machine, Action::Suspend).await.unwrap();
+    fixture.until(&machine, MachineState::Suspended).await;
+    fixture.assert_nothing_runs().await;
+    fixture.act(&machine, Action::Start).await.unwrap();
+    fixture.until(&machine, MachineState::Started).await;
+    assert_eq!(start_of(&fixture, &machine).await["start_kind"], "resume");
+    fixture.host.set_faults(Faults { disk_stays_full: true, ..Faults::default() });
+    fixture.host.pause(machine.as_str(), Some(Pause::DiskFull));
+    fixture.until_that(&machine, |record| record.machine.host_status == "unknown").await;
+    let grown = fixture.act_on(&volume, extend(2)).await.unwrap();
+    assert_eq!((grown.state, grown.size_gb), (VolumeState::Created, 2));
+    let error = grown.operation.unwrap().error.unwrap();
+    assert!(error.contains("restart the machine"), "{error}");
 }
 
 #[tokio::test]
