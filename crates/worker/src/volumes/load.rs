@@ -7,18 +7,27 @@ use caddis_volume::{Volume, VolumeError};
 
 use super::{Entry, extend, make, row::VolumeRow};
 use crate::{
+    WorkerError,
     engine::Shared,
-    store::{Durability, Room, StoreError},
+    store::{Durability, Room},
 };
 
 /// Reads the volumes that are recorded, and compares them with their files.
 ///
 /// # Errors
-/// When they can't be read, or what was found can't be recorded.
-pub async fn load(shared: &Shared) -> Result<(), StoreError> {
+/// When they can't be read, or what was found can't be recorded; and when there is nothing at all
+/// where their files should be: to take them for lost would forget the deleted ones for good.
+pub async fn load(shared: &Shared) -> Result<(), WorkerError> {
     let volumes = &shared.volumes;
     let (mut changed, mut rows) = (Vec::new(), Vec::new());
-    for row in shared.store.volumes().await? {
+    let recorded = shared.store.volumes().await?;
+    if let Some(row) = recorded.iter().find(|row| has_files(row.state))
+        && !volumes.files.was_used()
+    {
+        let directory = volumes.files.directory().to_owned();
+        return Err(WorkerError::VolumesMissing { volume: row.id.clone(), directory });
+    }
+    for row in recorded {
         let found = found(row.clone(), volumes.files.get(&row.id));
         match found {
             Some(found) => {
@@ -68,6 +77,11 @@ pub fn resume(shared: &Arc<Shared>) {
         // Nobody waits for it.
         drop(extend::begin(shared, &id));
     }
+}
+
+/// Whether a volume in this state has files, unless they were lost.
+fn has_files(state: VolumeState) -> bool {
+    !matches!(state, VolumeState::Creating | VolumeState::Failed)
 }
 
 /// What has become of a volume; `None` where it is gone for good. Pure.

@@ -399,6 +399,31 @@ async fn a_machine_whose_volume_was_lost_fails_with_the_reason() {
 }
 
 #[tokio::test]
+async fn a_worker_does_not_start_where_the_disk_with_its_volumes_is_not_mounted() {
+    let mut fixture = Fixture::new().await;
+    let volume = fixture.created_volume().await;
+    fixture.act_on(&volume, VolumeAction::Delete).await.unwrap();
+    fixture.end().await;
+    let files = fixture.volume_files(&volume);
+    let store = files.ancestors().nth(2).unwrap();
+    let elsewhere = store.with_file_name("elsewhere");
+    fs::create_dir(&elsewhere).unwrap();
+    for name in ["volumes", "trash"] {
+        fs::rename(store.join(name), elsewhere.join(name)).unwrap();
+    }
+    for _ in 0..2 {
+        let refused = fixture.try_start().await.unwrap_err().to_string();
+        assert!(refused.contains(volume.as_str()) && refused.contains("mount"), "{refused}");
+    }
+    for name in ["volumes", "trash"] {
+        fs::rename(elsewhere.join(name), store.join(name)).unwrap();
+    }
+    fixture.start().await;
+    let back = fixture.act_on(&volume, VolumeAction::Undelete).await.unwrap();
+    assert_eq!(back.state, VolumeState::Created);
+}
+
+#[tokio::test]
 async fn a_start_waits_for_who_still_has_the_volume_and_fails_with_its_name() {
     let fixture = Fixture::new().await;
     let volume = fixture.created_volume().await;
