@@ -91,10 +91,7 @@ pub fn drivers(
 ///
 /// # Errors
 /// When the directory can't be used.
-pub fn volumes(
-    directory: &Path,
-    change: impl FnOnce(&mut StoreConfig),
-) -> io::Result<VolumeStore> {
+pub fn volumes(directory: &Path, change: impl FnOnce(&mut StoreConfig)) -> io::Result<VolumeStore> {
     let key = InstallationKey::new([7; 32], "fake");
     let mut config = StoreConfig::new(directory.join("volumes"), key);
     change(&mut config);
