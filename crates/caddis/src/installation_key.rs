@@ -3,7 +3,7 @@
 
 use std::{fs, io, os::unix::fs::MetadataExt as _, path::Path};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use rand::RngCore as _;
 use sha2::{Digest as _, Sha256};
@@ -19,6 +19,29 @@ const SIZE: usize = 32;
 pub struct InstallationKey([u8; SIZE]);
 
 impl InstallationKey {
+    /// The key in this file. Where there is no file one is made, unless volumes in this directory
+    /// are encrypted with the one that was there.
+    ///
+    /// # Errors
+    /// Those of [`Self::open`]; when a key was lost that is needed, or a new one can't be written.
+    pub fn open_or_create(path: &Path, volumes: &Path) -> Result<Self> {
+        if let Some(key) = Self::open(path)? {
+            return Ok(key);
+        }
+        let encrypted = caddis_volume::encrypted_volumes(volumes)?;
+        if let Some(volume) = encrypted.first() {
+            bail!(
+                "the installation key {} is missing, and it is needed for {} encrypted volumes, \
+                 {volume} for instance: restore it from a backup, or move those volumes out of {} \
+                 if they are to be given up",
+                path.display(),
+                encrypted.len(),
+                volumes.display()
+            );
+        }
+        Self::create(path).context("can't create the installation key")
+    }
+
     /// Makes a key and writes it to this file.
     ///
     /// # Errors
@@ -94,6 +117,8 @@ impl InstallationKey {
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
+    use serde_json::json;
+
     use super::*;
 
     #[test]
@@ -117,5 +142,32 @@ mod tests {
             assert!(error.contains("is not an installation key"), "{damaged:?}: {error}");
             assert_eq!(fs::read_to_string(&path).unwrap(), damaged, "nothing is lost");
         }
+    }
+
+    #[test]
+    fn no_key_is_made_where_volumes_need_the_one_that_was_lost() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, volumes) = (directory.path().join("key"), directory.path().join("volumes"));
+        let made = InstallationKey::open_or_create(&path, &volumes).unwrap();
+        assert_eq!(InstallationKey::open_or_create(&path, &volumes).unwrap().0, made.0);
+        let record = |encrypted: bool| {
+            let key = encrypted.then(|| {
+                json!({ "version": 1, "installation_key": "one", "nonce": "", "ciphertext": "" })
+            });
+            json!({
+                "version": 1, "id": "vol_1", "size_gib": 1, "filesystem": "ext4", "key": key,
+                "generation": 1, "last_writer": null, "created_at": "2026-01-01T00:00:00Z",
+                "deleted_at": null, "copied_from": null,
+            })
+        };
+        fs::remove_file(&path).unwrap();
+        let place = volumes.join("trash/vol_1");
+        fs::create_dir_all(&place).unwrap();
+        fs::write(place.join("volume.json"), record(true).to_string()).unwrap();
+        let refused = InstallationKey::open_or_create(&path, &volumes).err().unwrap().to_string();
+        assert!(refused.contains("vol_1") && refused.contains("is missing"), "{refused}");
+        assert!(!path.exists());
+        fs::write(place.join("volume.json"), record(false).to_string()).unwrap();
+        InstallationKey::open_or_create(&path, &volumes).unwrap();
     }
 }

@@ -66,10 +66,7 @@ pub async fn run(arguments: ServeArguments) -> Result<()> {
     // room.
     let reserve = Arc::new(Reserve::open(&instance.path(instance::RESERVE), caddis_disk::SIZE));
     let path = instance.path(instance::INSTALLATION_KEY);
-    let key = match InstallationKey::open(&path)? {
-        Some(key) => key,
-        None => InstallationKey::create(&path).context("can't create the installation key")?,
-    };
+    let key = InstallationKey::open_or_create(&path, &instance.path(instance::VOLUMES))?;
     let mut public_addresses = None;
     let started = tokio::select! {
         started = start(

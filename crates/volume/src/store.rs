@@ -7,6 +7,7 @@
 //!  trash/ID/              the same, deleted
 //!  tmp/                   half-made; removed when the store is opened
 //! ```
+//! `volumes` and `trash` are made with the first volume and stay: without both, none was made here.
 //! A volume comes and goes by a rename of its directory. Which of the two directories it belongs
 //! in, its record says; a server that was killed in between is caught up with at the next open.
 
@@ -14,6 +15,7 @@ mod copy;
 mod create;
 mod delete;
 mod grow;
+mod places;
 mod room;
 mod writer;
 
@@ -38,6 +40,7 @@ use crate::{
     record::Record,
 };
 
+pub use places::encrypted_volumes;
 pub use writer::Writer;
 
 /// Name of the file with a volume's data.
@@ -200,7 +203,8 @@ impl VolumeStore {
 
 impl Inner {
     fn place(&self, name: &str, deleted: bool) -> PathBuf {
-        self.config.directory.join(if deleted { "trash" } else { "volumes" }).join(name)
+        let [volumes, trash] = places::NAMES;
+        self.config.directory.join(if deleted { trash } else { volumes }).join(name)
     }
 
     fn scratch(&self) -> PathBuf {
@@ -215,10 +219,10 @@ impl Inner {
     fn read(&self) -> Result<(), VolumeError> {
         files::remove(&self.scratch());
         files::make_directory(&self.scratch())?;
-        for deleted in [false, true] {
-            files::make_directory(&self.place("", deleted))?;
+        if !self.has_places() {
+            return Ok(());
         }
-        files::sync_directory(&self.config.directory)?;
+        self.make_places()?;
         let mut state = self.state.lock();
         for deleted in [false, true] {
             let directory = self.place("", deleted);

@@ -5,7 +5,7 @@ mod support;
 
 use std::fs;
 
-use caddis_volume::{Filesystem, Growth, InstallationKey, Space, VolumeError};
+use caddis_volume::{Filesystem, Growth, InstallationKey, Space, VolumeError, encrypted_volumes};
 use jiff::SignedDuration;
 
 use crate::support::{Host, at, gib, id, key};
@@ -36,6 +36,29 @@ async fn a_closed_volume_grows_keeps_its_data_and_never_shrinks() {
     }
     let nothing = host.store.grow(&id("vol_z"), gib(2)).await;
     assert!(matches!(nothing, Err(VolumeError::NotFound(_))));
+}
+
+#[tokio::test]
+async fn a_store_tells_whether_it_ever_had_a_volume_and_which_are_encrypted() {
+    let host = Host::new().reopen();
+    assert!(!host.store.was_used());
+    assert_eq!(encrypted_volumes(host.store.directory()).unwrap(), []);
+    let plain = host.raw("vol_a", 1).await;
+    for name in ["vol_b", "vol_c"] {
+        host.create(name, 1, Filesystem::Raw, true).await.unwrap();
+    }
+    host.store.delete(&id("vol_b"), at(0)).unwrap();
+    let encrypted = || encrypted_volumes(host.store.directory()).unwrap();
+    assert_eq!(encrypted(), [id("vol_b"), id("vol_c")]);
+    for name in ["vol_a", "vol_c"] {
+        host.store.delete(&id(name), at(0)).unwrap();
+    }
+    for name in ["vol_b", "vol_c"] {
+        host.store.purge(&id(name)).unwrap();
+    }
+    assert_eq!(encrypted(), []);
+    host.store.purge(&plain).unwrap();
+    assert!(host.reopen().store.was_used());
 }
 
 #[tokio::test]

@@ -82,18 +82,19 @@ pub fn drivers(
         images: Arc::new(images),
         network: Arc::new(network.clone()),
         prober: Arc::new(FakeProber::default()),
-        volumes: volumes(directory, None)?,
+        volumes: volumes(directory, |_| ())?,
     })
 }
 
-/// The files of volumes below `directory`, with room for so many GiB. What an earlier worker of
-/// this process still does with them is waited for.
+/// The files of volumes below `directory`, with a configuration that is changed. What an earlier
+/// worker of this process still does with them is waited for.
 ///
 /// # Errors
 /// When the directory can't be used.
-pub fn volumes(directory: &Path, limit: Option<u64>) -> io::Result<VolumeStore> {
+pub fn volumes(directory: &Path, change: impl FnOnce(&mut StoreConfig)) -> io::Result<VolumeStore> {
     let key = InstallationKey::new([7; 32], "fake");
-    let config = StoreConfig { limit, ..StoreConfig::new(directory.join("volumes"), key) };
+    let mut config = StoreConfig::new(directory.join("volumes"), key);
+    change(&mut config);
     let begun = Instant::now();
     loop {
         match VolumeStore::open(config.clone()) {

@@ -12,7 +12,7 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use caddis_api::{MachineId, RegionCode, WorkerId};
+use caddis_api::{MachineId, RegionCode, VolumeId, WorkerId};
 use caddis_bus::{
     Bus, BusError, Serving,
     message::{region_subject, worker_subject},
@@ -224,6 +224,19 @@ pub enum WorkerError {
         path: PathBuf,
         /// Why.
         source: std::io::Error,
+    },
+    /// There are no files of volumes at all, and there were.
+    #[error(
+        "volume {volume} is recorded, and {} has no volumes: mount the disk that has them; if they \
+         are lost, make the directory {}, and they are shown as failed",
+        directory.display(),
+        directory.join("volumes").display()
+    )]
+    VolumesMissing {
+        /// One of those that are recorded.
+        volume: VolumeId,
+        /// Where they should be.
+        directory: PathBuf,
     },
     /// A recorded machine that can't be taken up again.
     #[error("can't recover machine {machine}: {reason}")]

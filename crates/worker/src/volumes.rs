@@ -29,6 +29,7 @@ mod attach;
 mod delete;
 mod error;
 mod extend;
+mod in_use;
 mod load;
 mod make;
 mod record;
@@ -40,6 +41,7 @@ pub use self::{
     delete::{clock_was_set, purge},
     error::volume_error,
     extend::seen as extension_seen,
+    in_use::once_free,
     load::{load, resume},
     requests::{act, create, get, list},
     row::{FORMAT, SavedVolume, VolumeRow},

@@ -56,6 +56,7 @@ impl Inner {
         size: SizeGib,
     ) -> Result<Work, VolumeError> {
         let reservation = self.reserve(id, size)?;
+        self.make_places()?;
         let scratch = self.scratch();
         let made = tempfile::Builder::new().prefix("volume-").tempdir_in(&scratch);
         let directory = made.map_err(|error| VolumeError::io("write to", &scratch, error))?;

@@ -12,14 +12,11 @@ use caddis_vmm::{Passphrase, VolumeDisk};
 use caddis_volume::{Volume, VolumeError, Writer};
 
 use super::{Context, Failure, RunningVmHandle, blocking, launch::is_resume};
-use crate::volumes::{SavedVolume, extension_seen, volume_error};
+use crate::volumes::{SavedVolume, extension_seen, once_free, volume_error};
 
 /// How long a start waits for volumes that are being made. An encrypted one takes seconds, a copy
 /// as long as its source is large.
 const CREATING_PATIENCE: Duration = Duration::from_secs(2 * 60);
-/// How often a volume is tried that somebody has open: a VM process that is just ending, or one
-/// that a server was just starting when it was killed. Nothing tells of the end of a lock.
-const IN_USE_TRIES: (u32, Duration) = (100, Duration::from_millis(50));
 /// How long a guest that was resumed may take to grow a file system.
 const GROW_DEADLINE: Duration = Duration::from_secs(60);
 
@@ -103,25 +100,20 @@ pub(super) async fn open(context: &Context) -> Result<Opened, Failure> {
 async fn open_one(context: &Context, id: &VolumeId) -> Result<Writer, Failure> {
     check(context, id)?;
     let holder = format!("machine {}", context.row.id);
-    let mut tries = 1;
-    loop {
-        let error = match context.shared.volumes.files.open_writer(id, &holder).await {
-            Ok(writer) => {
-                extension_seen(&context.shared, id).await;
-                return Ok(writer);
-            }
-            Err(error) => error,
-        };
-        match error {
-            VolumeError::InUse { .. } if tries < IN_USE_TRIES.0 => tries += 1,
-            VolumeError::InUse { .. }
+    let files = &context.shared.volumes.files;
+    match once_free(&context.shared.clock, || files.open_writer(id, &holder)).await {
+        Ok(writer) => {
+            extension_seen(&context.shared, id).await;
+            Ok(writer)
+        }
+        Err(
+            error @ (VolumeError::InUse { .. }
             | VolumeError::Io { .. }
             | VolumeError::NoSpace { .. }
             | VolumeError::Program { .. }
-            | VolumeError::Interrupted(_) => return Err(Failure::retry(error)),
-            error => return Err(Failure::last(volume_error(error).message)),
-        }
-        context.shared.clock.sleep(IN_USE_TRIES.1).await;
+            | VolumeError::Interrupted(_)),
+        ) => Err(Failure::retry(error)),
+        Err(error) => Err(Failure::last(volume_error(error).message)),
     }
 }
 

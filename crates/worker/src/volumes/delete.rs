@@ -1,6 +1,6 @@
 //! Deleting volumes, taking that back, and removing them for good.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use caddis_api::{ApiError, UnixMillis, VolumeId, volume::VolumeState};
 use caddis_volume::VolumeError;
@@ -8,12 +8,14 @@ use caddis_volume::VolumeError;
 use super::{
     Volumes,
     error::{check_created, in_use, not_found},
+    in_use::once_free,
     record::kept_until,
     requests::{record, try_record},
     row::VolumeRow,
     volume_error,
 };
 use crate::{
+    clock,
     engine::Shared,
     owner::RequestId,
     store::{Room, StoreError},
@@ -47,8 +49,11 @@ pub(super) async fn delete(
         }
     }
     let now = shared.clock.unix_now();
-    let (files, volume) = (shared.volumes.files.clone(), id.clone());
-    match blocking(move || files.delete(&volume, now.into())).await {
+    let deleting = || {
+        let (files, volume) = (shared.volumes.files.clone(), id.clone());
+        blocking(move || files.delete(&volume, now.into()))
+    };
+    match once_free(&shared.clock, deleting).await {
         Ok(_) | Err(VolumeError::Deleted(_)) => {}
         // There is nothing of it.
         Err(VolumeError::NotFound(_)) => {
@@ -100,20 +105,44 @@ pub async fn clock_was_set(shared: &Shared, by_ms: i64) {
 
 /// Removes for good what was deleted a day ago, and forgets what is gone; never ends.
 pub async fn purge(shared: Arc<Shared>) {
+    let mut rounds = Rounds::default();
     loop {
         shared.volumes.forget_destroyed(&shared);
-        for id in shared.volumes.deleted() {
+        let due = shared.volumes.deleted().into_iter().filter(|id| due(&shared, id).is_some());
+        for id in rounds.next(clock::offset_ms(), due.collect()) {
             purge_if_due(&shared, &id).await;
         }
         shared.clock.sleep(PURGE_INTERVAL).await;
     }
 }
 
+/// What was found due the last time, and by which clock: one that was wrongly set ahead, as at the
+/// boot of a host, must not have anything removed before it is set right.
+#[derive(Default)]
+struct Rounds {
+    clock_offset: i64,
+    due: BTreeSet<VolumeId>,
+}
+
+impl Rounds {
+    /// What is due now and was the last time, where the clock was not set in between. Pure.
+    fn next(&mut self, clock_offset: i64, due: BTreeSet<VolumeId>) -> Vec<VolumeId> {
+        let is_steady = (clock_offset - self.clock_offset).abs() < clock::SET_MS;
+        let twice = due.intersection(&self.due).filter(|_| is_steady).cloned().collect();
+        *self = Self { clock_offset, due };
+        twice
+    }
+}
+
+/// A volume that is to be removed by now.
+fn due(shared: &Shared, id: &VolumeId) -> Option<VolumeRow> {
+    let is_due = |at: UnixMillis| kept_until(at) <= shared.clock.unix_now();
+    shared.volumes.row(id).filter(|row| row.deleted_at.is_some_and(is_due))
+}
+
 async fn purge_if_due(shared: &Shared, id: &VolumeId) {
     let _turn = shared.volumes.turn(id).await;
-    let is_due = |at: UnixMillis| kept_until(at) <= shared.clock.unix_now();
-    let row = shared.volumes.row(id);
-    let Some(row) = row.filter(|row| row.deleted_at.is_some_and(is_due)) else { return };
+    let Some(row) = due(shared, id) else { return };
     let (files, volume) = (shared.volumes.files.clone(), id.clone());
     match blocking(move || files.purge(&volume)).await {
         Ok(()) | Err(VolumeError::NotFound(_)) => {}
@@ -212,5 +241,24 @@ impl Drop for Going<'_> {
         if let Some(entry) = self.volumes.state().entries.get_mut(&self.id) {
             entry.is_going = false;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_due_twice_by_the_same_clock_is_removed() {
+        let mut rounds = Rounds::default();
+        let volumes = |ids: &[&str]| ids.iter().map(|id| id.parse().unwrap()).collect();
+        let mut round = |offset, due: &[&str]| rounds.next(offset, volumes(due));
+        let day = 24 * 3600 * 1000;
+        assert_eq!(round(5, &["vol_a"]), [], "the first one after a start");
+        assert_eq!(round(5 + day, &["vol_a", "vol_b"]), [], "the clock was set ahead");
+        assert_eq!(round(5, &["vol_a"]), [], "and back");
+        assert_eq!(round(7, &["vol_a", "vol_b"]), ["vol_a".parse().unwrap()]);
+        assert_eq!(round(7, &["vol_b"]), ["vol_b".parse().unwrap()]);
+        assert_eq!(round(7, &[]), []);
     }
 }

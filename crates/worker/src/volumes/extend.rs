@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use caddis_api::{ApiError, MachineState, VolumeId, volume::VolumeState};
+use caddis_vmm::StartKind;
 use caddis_volume::{Growth, SizeGib, VolumeError};
 use tokio::sync::oneshot;
 
@@ -154,8 +155,14 @@ async fn tell_machine(shared: &Shared, id: &VolumeId, bytes: u64) -> Option<Stri
         shared.vm(&machine)?;
         return Some(unseen("the VM could not be told", error.to_string()));
     }
-    // One that is not started has its file system grown when it is mounted.
-    let session = quiet_session(shared, &machine).await?;
+    let Some(session) = quiet_session(shared, &machine).await else {
+        // One that is not started has its file system grown when it is mounted. A resumed one has
+        // mounted it, and may have been caught up with before the VM was told.
+        let vm = shared.vm(&machine)?;
+        let is_resumed = vm.start().kind == StartKind::Resume;
+        return is_resumed
+            .then(|| unseen("the guest could not be told", "it does not answer yet".to_owned()));
+    };
     tokio::select! {
         grown = session.grow_volume(index, bytes, GUEST_DEADLINE) => {
             let error = grown.err()?.to_string();

@@ -7,18 +7,27 @@ use caddis_volume::{Volume, VolumeError};
 
 use super::{Entry, extend, make, row::VolumeRow};
 use crate::{
+    WorkerError,
     engine::Shared,
-    store::{Durability, Room, StoreError},
+    store::{Durability, Room},
 };
 
 /// Reads the volumes that are recorded, and compares them with their files.
 ///
 /// # Errors
-/// When they can't be read, or what was found can't be recorded.
-pub async fn load(shared: &Shared) -> Result<(), StoreError> {
+/// When they can't be read, or what was found can't be recorded; and when there is nothing at all
+/// where their files should be: to take them for lost would forget the deleted ones for good.
+pub async fn load(shared: &Shared) -> Result<(), WorkerError> {
     let volumes = &shared.volumes;
     let (mut changed, mut rows) = (Vec::new(), Vec::new());
-    for row in shared.store.volumes().await? {
+    let recorded = shared.store.volumes().await?;
+    if let Some(row) = recorded.iter().find(|row| has_files(row.state))
+        && !volumes.files.was_used()
+    {
+        let directory = volumes.files.directory().to_owned();
+        return Err(WorkerError::VolumesMissing { volume: row.id.clone(), directory });
+    }
+    for row in recorded {
         let found = found(row.clone(), volumes.files.get(&row.id));
         match found {
             Some(found) => {
@@ -35,9 +44,15 @@ pub async fn load(shared: &Shared) -> Result<(), StoreError> {
         shared.store.record_volumes(changed, None, Durability::Synced, Room::Reserve).await?;
     }
     for row in rows {
+        let files = volumes.files.get(&row.id).ok();
+        let missing = unreserved(&row, files.map_or(0, |files| files.size.get()));
+        let mut state = volumes.state();
+        if missing > 0 {
+            state.promised.insert(row.id.clone(), missing);
+        }
         let mut entry = Entry::new(row);
         volumes.touch(&mut entry);
-        volumes.state().entries.insert(entry.row.id.clone(), entry);
+        state.entries.insert(entry.row.id.clone(), entry);
     }
     for volume in volumes.files.list() {
         if volumes.row(&volume.id).is_none() {
@@ -62,6 +77,11 @@ pub fn resume(shared: &Arc<Shared>) {
         // Nobody waits for it.
         drop(extend::begin(shared, &id));
     }
+}
+
+/// Whether a volume in this state has files, unless they were lost.
+fn has_files(state: VolumeState) -> bool {
+    !matches!(state, VolumeState::Creating | VolumeState::Failed)
 }
 
 /// What has become of a volume; `None` where it is gone for good. Pure.
@@ -95,6 +115,16 @@ fn found(mut row: VolumeRow, files: Result<Volume, VolumeError>) -> Option<Volum
         }
     }
     Some(row)
+}
+
+/// GiB that were promised to a volume, beyond those that its files have reserved. Pure.
+fn unreserved(row: &VolumeRow, reserved: u32) -> u64 {
+    let promised = match row.state {
+        VolumeState::Creating => row.size_gb,
+        VolumeState::Extending => row.extend_to.unwrap_or(0),
+        _ => 0,
+    };
+    promised.saturating_sub(reserved).into()
 }
 
 #[cfg(test)]
@@ -162,5 +192,20 @@ mod tests {
         let damaged = Err(VolumeError::KeyDamaged("vol_1".parse().unwrap()));
         let found = found(row(Created), damaged).unwrap();
         assert!(found.failure.unwrap().error.unwrap().contains("damaged"));
+    }
+
+    #[test]
+    fn space_is_promised_to_what_is_to_be_made_or_extended_and_has_not_reserved_it() {
+        use VolumeState::{Created, Creating, Extending, Failed, PendingDestroy};
+        for (state, reserved, missing) in [
+            (Creating, 0, 1),
+            (Extending, 1, 1),
+            (Extending, 2, 0),
+            (Created, 1, 0),
+            (Failed, 0, 0),
+            (PendingDestroy, 1, 0),
+        ] {
+            assert_eq!(unreserved(&row(state), reserved), missing, "{state:?} {reserved}");
+        }
     }
 }

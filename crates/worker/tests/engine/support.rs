@@ -103,6 +103,8 @@ pub struct Fixture {
     pub launch_concurrency: usize,
     /// Space that the next worker has for volumes, GiB.
     pub volume_limit: Option<u64>,
+    /// The `qemu-img` of the next worker, if not the host's.
+    qemu_img: Option<PathBuf>,
     bus: InProcessBus,
     worker: Option<Worker>,
     /// What the worker runs in: its death is the end of this.
@@ -142,6 +144,7 @@ impl Fixture {
             pace: Pace::default(),
             launch_concurrency: 1024,
             volume_limit: None,
+            qemu_img: None,
             bus,
             worker: None,
             runtime: None,
@@ -180,7 +183,13 @@ impl Fixture {
                 .unwrap();
         let Drivers { vmm, images, network, volumes, .. } = drivers;
         drop(volumes);
-        let volumes = fake::volumes(self.directory.path(), self.volume_limit).unwrap();
+        let volumes = fake::volumes(self.directory.path(), |config| {
+            config.limit = self.volume_limit;
+            if let Some(program) = &self.qemu_img {
+                config.qemu_img.clone_from(program);
+            }
+        })
+        .unwrap();
         let prober = Arc::new(self.prober.clone());
         let drivers = Drivers { vmm, images, network, prober, volumes };
         self.slots = Some(fake::slots_of(self.directory.path(), 50).unwrap());

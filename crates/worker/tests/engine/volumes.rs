@@ -1,14 +1,16 @@
 //! Volumes and the machines that have them, over real files and a fake VMM.
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
-use std::{fs, time::Duration};
+use std::{fs, pin::pin, time::Duration};
 
-use caddis_api::{AppName, ErrorCode, MachineId, MachineState, VolumeId, volume::VolumeState};
+use caddis_api::{
+    AppName, ErrorCode, MachineId, MachineState, Volume, VolumeId, volume::VolumeState,
+};
 use caddis_bus::message::{
     ANNOUNCEMENTS, Action, Announcement, CreateVolume, VolumeAction, decode,
 };
 use caddis_guest_protocol::fake::Behaviour;
-use caddis_vmm::fake::Faults;
+use caddis_vmm::{Pause, fake::Faults};
 use serde_json::{Value, json};
 
 use crate::support::{Fixture, config, mounted, new_volume};
@@ -136,6 +138,7 @@ async fn machines_get_no_volume_that_is_not_there_and_failed_creates_keep_none()
 #[tokio::test]
 async fn a_machine_may_be_made_with_a_volume_that_is_being_made_and_waits_for_it() {
     let mut fixture = Fixture::new().await;
+    fixture.restart_making_no_volumes().await;
     let asked = fixture.create_volume(encrypted()).await.unwrap();
     assert_eq!(asked.state, VolumeState::Creating);
     assert_eq!(asked.operation.unwrap().kind, "create");
@@ -146,6 +149,7 @@ async fn a_machine_may_be_made_with_a_volume_that_is_being_made_and_waits_for_it
         .await;
     fixture.kill().await;
     fixture.start().await;
+    fixture.let_volumes_be_made();
     fixture.until(&machine, MachineState::Started).await;
     let volume = fixture.volume(&asked.id).await.unwrap();
     assert_eq!((volume.state, volume.encrypted), (VolumeState::Created, true));
@@ -154,13 +158,16 @@ async fn a_machine_may_be_made_with_a_volume_that_is_being_made_and_waits_for_it
 #[tokio::test]
 async fn a_volume_whose_server_is_killed_while_it_is_made_is_made_by_the_next() {
     let mut fixture = Fixture::new().await;
+    fixture.restart_making_no_volumes().await;
     let create = encrypted();
     let asked = fixture.create_volume(create.clone()).await.unwrap();
     assert_eq!(asked.state, VolumeState::Creating);
     fixture.kill().await;
     assert!(!fixture.volume_files(&create.id).exists(), "it was not made yet");
     fixture.start().await;
-    assert_ne!(fixture.create_volume(create.clone()).await.unwrap().state, VolumeState::Failed);
+    let again = fixture.create_volume(create.clone()).await.unwrap();
+    assert_eq!(again.state, VolumeState::Creating);
+    fixture.let_volumes_be_made();
     fixture.until_volume(&create.id, |v| v.state == VolumeState::Created).await;
     fixture.kill().await;
     fixture.start().await;
@@ -222,8 +229,8 @@ async fn a_deleted_volume_can_be_undeleted_for_a_day_and_is_removed_then() {
     assert_eq!(fixture.volumes().await[0].state, VolumeState::PendingDestroy);
     fixture.clock.advance(Duration::from_secs(3600));
     fixture.until_volumes_in_time(<[_]>::is_empty).await;
-    let trash = fixture.volume_files(&volume).join("../../trash");
-    assert_eq!(fs::read_dir(trash).map_or(0, Iterator::count), 0);
+    let trash = fixture.volume_files(&volume).ancestors().nth(2).unwrap().join("trash");
+    assert_eq!(fs::read_dir(trash).unwrap().count(), 0);
     let gone = fixture.act_on(&volume, VolumeAction::Undelete).await.unwrap_err();
     assert_eq!(gone.code, ErrorCode::NotFound);
 }
@@ -327,6 +334,26 @@ async fn a_machine_goes_on_with_its_volume_unless_that_was_changed_meanwhile() {
 }
 
 #[tokio::test]
+async fn a_resumed_guest_that_can_not_be_told_of_an_extension_is_to_be_restarted() {
+    let fixture = Fixture::new().await;
+    let volume = fixture.created_volume().await;
+    let machine = running_with(&fixture, mounted(&volume)).await;
+    fixture.act(&machine, Action::Suspend).await.unwrap();
+    fixture.until(&machine, MachineState::Suspended).await;
+    fixture.assert_nothing_runs().await;
+    fixture.act(&machine, Action::Start).await.unwrap();
+    fixture.until(&machine, MachineState::Started).await;
+    assert_eq!(start_of(&fixture, &machine).await["start_kind"], "resume");
+    fixture.host.set_faults(Faults { disk_stays_full: true, ..Faults::default() });
+    fixture.host.pause(machine.as_str(), Some(Pause::DiskFull));
+    fixture.until_that(&machine, |record| record.machine.host_status == "unknown").await;
+    let grown = fixture.act_on(&volume, extend(2)).await.unwrap();
+    assert_eq!((grown.state, grown.size_gb), (VolumeState::Created, 2));
+    let error = grown.operation.unwrap().error.unwrap();
+    assert!(error.contains("restart the machine"), "{error}");
+}
+
+#[tokio::test]
 async fn a_resume_that_fails_before_anything_ran_can_be_tried_again() {
     let fixture = Fixture::new().await;
     let volume = fixture.created_volume().await;
@@ -372,6 +399,31 @@ async fn a_machine_whose_volume_was_lost_fails_with_the_reason() {
 }
 
 #[tokio::test]
+async fn a_worker_does_not_start_where_the_disk_with_its_volumes_is_not_mounted() {
+    let mut fixture = Fixture::new().await;
+    let volume = fixture.created_volume().await;
+    fixture.act_on(&volume, VolumeAction::Delete).await.unwrap();
+    fixture.end().await;
+    let files = fixture.volume_files(&volume);
+    let store = files.ancestors().nth(2).unwrap();
+    let elsewhere = store.with_file_name("elsewhere");
+    fs::create_dir(&elsewhere).unwrap();
+    for name in ["volumes", "trash"] {
+        fs::rename(store.join(name), elsewhere.join(name)).unwrap();
+    }
+    for _ in 0..2 {
+        let refused = fixture.try_start().await.unwrap_err().to_string();
+        assert!(refused.contains(volume.as_str()) && refused.contains("mount"), "{refused}");
+    }
+    for name in ["volumes", "trash"] {
+        fs::rename(elsewhere.join(name), store.join(name)).unwrap();
+    }
+    fixture.start().await;
+    let back = fixture.act_on(&volume, VolumeAction::Undelete).await.unwrap();
+    assert_eq!(back.state, VolumeState::Created);
+}
+
+#[tokio::test]
 async fn a_start_waits_for_who_still_has_the_volume_and_fails_with_its_name() {
     let fixture = Fixture::new().await;
     let volume = fixture.created_volume().await;
@@ -402,6 +454,42 @@ async fn a_start_waits_for_who_still_has_the_volume_and_fails_with_its_name() {
     drop(disk);
     fixture.act(&machine, Action::Start).await.unwrap();
     fixture.until(&machine, MachineState::Started).await;
+}
+
+#[tokio::test]
+async fn a_delete_waits_for_who_still_has_the_volume_and_is_refused_in_the_end() {
+    let fixture = Fixture::new().await;
+    let volume = fixture.created_volume().await;
+    let disk = fs::File::open(fixture.volume_files(&volume).join("disk.qcow2")).unwrap();
+    disk.lock().unwrap();
+    let mut refused = pin!(fixture.act_on(&volume, VolumeAction::Delete));
+    let refused = loop {
+        match tokio::time::timeout(Duration::from_millis(5), &mut refused).await {
+            Ok(refused) => break refused.unwrap_err(),
+            Err(_) => fixture.clock.advance(Duration::from_secs(1)),
+        }
+    };
+    assert_eq!(refused.code, ErrorCode::FailedPrecondition);
+    assert!(refused.message.contains(&format!("volume {volume} is in use by")), "{refused:?}");
+
+    // No machine is made with these, whatever becomes of the delete.
+    let both = json!({ "mounts": [
+        { "volume": volume, "path": "/a" }, { "volume": VolumeId::random(), "path": "/b" },
+    ] });
+    let mut deleted = pin!(fixture.act_on(&volume, VolumeAction::Delete));
+    let begun = async {
+        while !fixture
+            .try_create(&SLEEP, both.clone())
+            .await
+            .is_err_and(|refused| refused.message.contains("is being deleted"))
+        {}
+    };
+    tokio::select! {
+        early = &mut deleted => panic!("{early:?}"),
+        () = begun => {}
+    }
+    disk.unlock().unwrap();
+    assert_eq!(deleted.await.unwrap().state, VolumeState::PendingDestroy);
 }
 
 #[tokio::test]
@@ -496,6 +584,26 @@ async fn volumes_have_no_more_space_than_there_is() {
 }
 
 #[tokio::test]
+async fn what_was_accepted_has_its_space_also_in_the_next_server() {
+    let mut fixture = Fixture::new().await;
+    fixture.volume_limit = Some(6);
+    fixture.restart_making_no_volumes().await;
+    // As many that at least one waits for its turn, and has reserved nothing.
+    for _ in 0..5 {
+        fixture.create_volume(new_volume()).await.unwrap();
+    }
+    fixture.kill().await;
+    fixture.start().await;
+    let large = CreateVolume { size_gb: 2, ..new_volume() };
+    let refused = fixture.create_volume(large).await.unwrap_err();
+    assert_eq!(refused.code, ErrorCode::InsufficientCapacity);
+    fixture.let_volumes_be_made();
+    let is_made = |volumes: &[Volume]| volumes.iter().all(|v| v.state == VolumeState::Created);
+    fixture.until_volumes("five volumes", is_made).await;
+    fixture.create_volume(new_volume()).await.unwrap();
+}
+
+#[tokio::test]
 async fn the_use_of_volumes_is_asked_for_and_full_ones_are_extended_by_themselves() {
     let fixture = Fixture::new().await;
     let (plain, full) = (fixture.created_volume().await, fixture.created_volume().await);
@@ -523,6 +631,7 @@ async fn the_use_of_volumes_is_asked_for_and_full_ones_are_extended_by_themselve
     let event = told.machine.events.iter().flatten().find(|e| e.kind == "volume").unwrap().clone();
     let message = event.told()["message"].as_str().unwrap().to_owned();
     assert!(message.contains("extending it from 1 to 3 GB"), "{message}");
+    fixture.assert_log_tells_all(&machine, "extended by itself").await;
     assert!(fixture.own_lines(&machine).iter().any(|(_, line)| *line == message));
     // What follows would pass the limit.
     fixture.until_volumes_in_time(|volumes| volumes.iter().any(|v| v.bytes_total == 3 << 30)).await;

@@ -1,7 +1,7 @@
 //! Volumes of the host.
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
-use std::{path::PathBuf, time::Duration};
+use std::{fs, path::PathBuf, process::Command, time::Duration};
 
 use caddis_api::{
     ApiError, AppName, MachineId, RawConfig, RegionCode, Volume, VolumeId,
@@ -117,6 +117,34 @@ impl Fixture {
             self.clock.advance(Duration::from_secs(30));
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
+    }
+
+    /// Has a worker that makes no volume before [`Fixture::let_volumes_be_made`].
+    pub async fn restart_making_no_volumes(&mut self) {
+        self.end().await;
+        let path = |name: &str| self.directory.path().join(name);
+        let (gate, script, program) = (path("gate"), path("script"), path("qemu-img"));
+        nix::unistd::mkfifo(&gate, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let text = format!(
+            "#!/bin/sh\n[ ! -p {gate} ] || read -r line <{gate}\nexec qemu-img \"$@\"\n",
+            gate = gate.display()
+        );
+        // Written by another process: who forks while we have it open for writing would keep it
+        // busy.
+        fs::write(&script, text).unwrap();
+        let mut install = Command::new("install");
+        assert!(install.arg("-m755").args([&script, &program]).status().unwrap().success());
+        self.qemu_img = Some(program);
+        self.start().await;
+    }
+
+    /// From now on.
+    pub fn let_volumes_be_made(&self) {
+        let gate = self.directory.path().join("gate");
+        // Open for both it waits for nobody.
+        let opened = fs::File::options().read(true).write(true).open(&gate).unwrap();
+        fs::remove_file(&gate).unwrap();
+        drop(opened);
     }
 
     /// Where the files of volumes are.
