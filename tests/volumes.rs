@@ -657,9 +657,16 @@ async fn file_systems_stand_still_until_they_are_let_go_and_never_for_longer_tha
         vm.session.thaw_volumes(DEADLINE).await?;
         vm.shell("while ! [ -e /tmp/b ]; do sleep 0.1; done; cat /data/b").await?;
 
-        vm.session.freeze_volumes(Duration::from_secs(2)).await?;
+        vm.session.freeze_volumes(Duration::from_secs(20)).await?;
         vm.shell("echo c >/data/c; cat /data/c").await?;
         ensure!(vm.session.thaw_volumes(DEADLINE).await.is_err(), "they went on before");
+        // Also when they stand still just when that is given up.
+        for milliseconds in (0..100).step_by(4) {
+            let held = vm.session.freeze_volumes(Duration::from_millis(milliseconds)).await;
+            let line = format!("echo {milliseconds} >/data/d; cat /data/d");
+            let said = vm.shell(&line).await.with_context(|| format!("{held:?}"))?;
+            ensure!(said == milliseconds.to_string(), "{said}");
+        }
         vm.kill().await?;
         driver.close().await;
         Ok(())
