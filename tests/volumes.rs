@@ -401,7 +401,7 @@ impl Counted {
 #[tokio::test]
 async fn a_sync_of_a_program_is_one_of_the_volume_s_file_and_of_no_other() {
     on_a_host(async |host| {
-    const SYNCS: usize = 5;
+    const SYNCS: usize = 40;
     let volume = host.create_volume("vol_a", Filesystem::Ext4, false).await;
     let driver = host.qemu(NONE);
     let machine = Machine::new(host, &driver, "m1")?;
@@ -420,8 +420,11 @@ async fn a_sync_of_a_program_is_one_of_the_volume_s_file_and_of_no_other() {
     vm.shell(&write("/data")).await?;
     let of_volume = counted.end()?;
     ensure!(of_volume >= SYNCS, "{of_volume} of {SYNCS}");
-    // The journal of the volume may be written in between.
-    ensure!(of_root < SYNCS, "{of_root}: the root disk is blank at the next start");
+    // The journal of the volume, which is written every few seconds, may be in between.
+    ensure!(
+        of_root < of_volume / 2,
+        "{of_root} of {of_volume}: the root disk is blank at the next start"
+    );
     vm.kill().await?;
     driver.close().await;
     Ok(())
