@@ -432,6 +432,38 @@ async fn a_sync_of_a_program_is_one_of_the_volume_s_file_and_of_no_other() {
 }
 
 #[tokio::test]
+async fn a_vm_that_goes_on_after_it_was_saved_has_its_volumes_and_what_was_saved_is_no_more() {
+    on_a_host(async |host| {
+        let secret = host.create_volume("vol_a", Filesystem::Ext4, true).await;
+        let plain = host.create_volume("vol_b", Filesystem::Ext4, false).await;
+        let driver = host.qemu(NONE);
+        let machine = Machine::new(host, &driver, "m1")?;
+        let directory = machine.spec.directory.clone();
+        let vm = machine.start(&[ext4(&secret, "/data"), ext4(&plain, "/more")]).await?;
+        ensure!(vm.failure.is_none(), "{:?}", vm.failure);
+        vm.shell("for place in /data /more; do echo before >$place/a; done; sync").await?;
+        vm.vm.save(&directory).await?;
+        ensure!(driver.is_saved(&directory));
+        // Nobody waits for the second one. Its guest may have gone on for a moment, which the
+        // first does not know of.
+        let saved = timeout(Duration::ZERO, vm.vm.save(&directory)).await;
+        ensure!(saved.is_err(), "it takes longer");
+        vm.vm.unpause().await?;
+        ensure!(!driver.is_saved(&directory), "the first is older than its volumes");
+        let line = "echo 3 >/proc/sys/vm/drop_caches; for place in /data /more; do cat $place/a; \
+                    echo after >$place/b; sync $place/b; done";
+        ensure!(vm.shell(line).await? == "before\nbefore");
+        vm.kill().await?;
+        let vm = machine.start(&[ext4(&secret, "/data"), ext4(&plain, "/more")]).await?;
+        ensure!(vm.shell("cat /data/b /more/b").await? == "after\nafter");
+        vm.kill().await?;
+        driver.close().await;
+        Ok(())
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn an_end_that_is_told_leaves_volumes_clean_whatever_has_run() {
     on_a_host(async |host| {
         let volume = host.create_volume("vol_a", Filesystem::Ext4, false).await;
