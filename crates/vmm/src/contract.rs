@@ -84,6 +84,7 @@ macro_rules! driver_contract {
             a_volume_belongs_to_its_vm_as_long_as_that_lives,
             volumes_grow_also_when_the_vm_was_adopted,
             a_machine_with_volumes_resumes_with_them,
+            a_machine_with_volumes_goes_on_after_it_was_saved,
             a_warm_vm_gets_the_volumes_of_its_machine,
             a_volume_that_cannot_be_opened_is_an_error_and_leaves_nothing,
         }

@@ -34,6 +34,8 @@ const LOOK_PATIENCE: Duration = Duration::from_secs(10);
 const WRITE_PATIENCE: Duration = Duration::from_secs(60);
 /// Longest time that they are held still.
 const MOST_STILL: Duration = Duration::from_secs(300);
+/// Of the time that they may be held still, this part is left for telling that they are.
+const TELLING_PART: u32 = 8;
 /// Time that killed processes have to be gone. One may wait for a disk.
 const KILLED_PATIENCE: Duration = Duration::from_secs(5);
 /// Requests that are worked on at a time.
@@ -181,8 +183,16 @@ impl Guest {
                     Err(error) => self.answer(id, Err(error.to_string())),
                 },
                 (Some(id), kind, outcome) => {
-                    if let (Kind::Freeze(until), Ok(_)) = (kind, &outcome) {
-                        self.volumes.still_until = Some(until);
+                    match (kind, &outcome) {
+                        (Kind::Freeze(until), Ok(_)) => self.volumes.still_until = Some(until),
+                        // They may stand still, of which it could not tell in time. Where an
+                        // earlier request holds them, they go on at that one's time.
+                        (Kind::Freeze(_), Err(_))
+                            if self.volumes.still_until.is_none() && !self.volumes.are_going() =>
+                        {
+                            self.let_volumes_go_on(None);
+                        }
+                        _ => {}
                     }
                     self.answer(id, outcome.map(drop));
                 }
@@ -238,9 +248,10 @@ impl Guest {
     pub(super) fn freeze_volumes(&mut self, id: u32, deadline_ms: u64) {
         let patience = Duration::from_millis(deadline_ms).min(MOST_STILL);
         let until = Instant::now() + patience;
+        let held_by = until - patience / TELLING_PART;
         self.work_on(Some(id), Kind::Freeze(until), |mounts| {
             Task::start("holding the volumes still", patience, Late::Left, || {
-                volumes::freeze(mounts, until)
+                volumes::freeze(mounts, held_by)
             })
         });
     }

@@ -51,8 +51,14 @@ fn world() -> (World, Arc<Networks>) {
 
 /// A port of the private address that nothing has.
 fn free_port() -> u16 {
-    let any = std::net::TcpListener::bind((PRIVATE, 0)).unwrap();
-    any.local_addr().unwrap().port()
+    let [port] = free_ports();
+    port
+}
+
+/// Different ones: all are taken before any is released.
+fn free_ports<const COUNT: usize>() -> [u16; COUNT] {
+    let all = [(); COUNT].map(|()| std::net::TcpListener::bind((PRIVATE, 0)).unwrap());
+    all.each_ref().map(|one| one.local_addr().unwrap().port())
 }
 
 /// Routes of the app with nothing but its private address.
@@ -116,7 +122,7 @@ async fn a_request_to_a_private_address_wakes_the_machine_and_says_which_machine
 async fn on_a_private_address_there_is_no_tls_and_nobody_is_sent_to_it() {
     let upstream = Upstream::http("one").await;
     let (world, _) = world();
-    let (plain, secure, postgres) = (free_port(), free_port(), free_port());
+    let [plain, secure, postgres] = free_ports();
     let mut ports = vec![
         port(plain, http()),
         port(secure, Handlers { tls: true, ..http() }),

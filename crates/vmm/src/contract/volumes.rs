@@ -135,6 +135,29 @@ pub async fn a_machine_with_volumes_resumes_with_them(fixture: &dyn Fixture) {
     driver.close().await;
 }
 
+/// Nobody resumes what was saved: the VM that was saved has its volumes again, and is saved again.
+pub async fn a_machine_with_volumes_goes_on_after_it_was_saved(fixture: &dyn Fixture) {
+    let driver = fixture.driver().await;
+    let machine = Machine::new(fixture, driver.as_ref(), "m1");
+    let directory = machine.directory();
+    let (one, two) = (Volume::new(fixture, "one").await, Volume::new(fixture, "two").await);
+    let volumes = vec![one.disk(0).await, two.disk(1).await];
+    let vm = machine.try_launch_with(driver.as_ref(), volumes).await.unwrap();
+    for _ in 0..2 {
+        vm.save(&directory).await.unwrap();
+        driver.remove_saved(&directory).unwrap();
+        vm.unpause().await.unwrap();
+        answers(&vm).await;
+        assert!(one.try_open().is_none() && two.try_open().is_none(), "they are the VM's");
+    }
+    vm.resize_volume(1, 2 * VOLUME_BYTES).await.unwrap();
+    vm.save(&directory).await.unwrap();
+    vm.save(&directory).await.expect("one that stands still is saved once more");
+    assert!(driver.is_saved(&directory));
+    end(&vm).await;
+    driver.close().await;
+}
+
 /// As any VM would.
 pub async fn a_warm_vm_gets_the_volumes_of_its_machine(fixture: &dyn Fixture) {
     let driver = fixture.warm_driver().await;

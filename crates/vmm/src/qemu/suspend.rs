@@ -61,8 +61,12 @@ impl Standing<'_> {
             IO_ERROR => {
                 return Err(io::Error::other("it is paused because its disk can't be written"));
             }
-            // It was saved before, and has let go of its disk since.
-            _ => drop(qmp.execute("cont", json!({}))?),
+            // It was saved before, and has let go of its disks since. To have them again it goes on
+            // for a moment, after which what it was saved to would be older than its disks.
+            _ => {
+                file.parent().map_or(Ok(()), snapshot::remove)?;
+                qmp.execute("cont", json!({}))?;
+            }
         }
         qmp.execute("stop", json!({}))?;
         let (ours, theirs) = pipe_with(PipeFlags::CLOEXEC)?;

@@ -4,9 +4,12 @@
 //!
 //! ```text
 //! device ▸ node of the slot, over nothing
-//! add-fd ▸ secret ▸ qcow2 node ▸ the slot's node is reopened over it ▸ secret removed
+//! add-fd ▸ secret ▸ qcow2 node ▸ the slot's node is reopened over it
 //!        ▸ [restored] the guest is told of the size
 //! ```
+//!
+//! The secret stays as long as the process: when a VM goes on whose devices were saved, QEMU opens
+//! its qcow2 layers again, and looks it up again.
 
 use std::{
     fs::File,
@@ -63,9 +66,6 @@ fn attach_one(qmp: &mut Qmp, volume: &VolumeDisk, guest: Guest) -> io::Result<()
     }
     qmp.execute("blockdev-add", chain(volume, &node, &secret))?;
     qmp.execute("blockdev-reopen", json!({ "options": [over(role, json!(node))] }))?;
-    if volume.passphrase.is_some() {
-        qmp.execute("object-del", json!({ "id": secret }))?;
-    }
     if guest == Guest::IsTold || size < volume.size {
         // Where it has that size already this makes QEMU tell the guest.
         qmp.execute("block_resize", json!({ "node-name": slot, "size": volume.size }))?;
