@@ -221,6 +221,9 @@ pub(super) fn nothing_fits(config: &MachineConfig, regions: &[RegionCode]) -> Ap
         .collect();
     match names.as_slice() {
         [name] => none_left(name, regions),
+        [name, other] if name == other => {
+            ApiError::precondition(format!("not enough unattached volumes for '{name}'"))
+        }
         _ => ApiError::precondition(format!(
             "the volumes {} are not on one host: a machine runs where its volumes are",
             names.join(" and ")
