@@ -4,7 +4,7 @@
 use std::{
     fs::{self, File},
     io::Read as _,
-    os::unix::fs::OpenOptionsExt as _,
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
 };
 
@@ -198,7 +198,17 @@ pub fn restore(arguments: &RestoreArguments) -> Result<()> {
     if let Some(key) = key {
         key.write(&key_path)?;
     }
+    // Without it a server takes the disk of the volumes for not mounted, and does not start.
+    let volumes = instance.path(instance::VOLUMES).join("volumes");
+    let are_missing = !volumes.exists();
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(&volumes)?;
     println!("Restored {} from {}", instance.directory().display(), arguments.file.display());
+    if are_missing {
+        println!(
+            "Volumes without their files are failed from the next start on: put {} back before",
+            instance.path(instance::VOLUMES).display()
+        );
+    }
     Ok(())
 }
 

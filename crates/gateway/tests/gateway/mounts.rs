@@ -135,7 +135,7 @@ async fn why_a_machine_gets_no_volume_is_said() {
             json!([{ "volume": "near", "path": "/a" }, { "name": "near", "path": "/b" }]),
             None,
             412,
-            "the volumes near and near are not on one host",
+            "not enough unattached volumes for 'near'",
         ),
     ] {
         let body = json!({ "region": region,
