@@ -25,7 +25,7 @@ use crate::{Shape, Slot, Start, VmmError, boot::BootFiles};
 
 /// How long a start waits for a template that is being read from disk, 0.4 s on a host that does
 /// nothing else; more than a boot takes would be in vain.
-const READING: Duration = Duration::from_secs(8);
+const READING: Duration = Duration::from_secs(20);
 /// How long a template may take to boot on a busy host.
 const TIMEOUT: Duration = Duration::from_secs(120);
 /// What stands in a template for what each machine has of its own.
