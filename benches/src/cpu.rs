@@ -16,7 +16,7 @@ const QUIET_WINDOWS: u32 = 2;
 /// After so long a host is not waited for any more: other work runs on it.
 const TIMEOUT: Duration = Duration::from_secs(2);
 /// And after so long when it was quiet before: whatever goes on was begun by what was measured.
-const LONG_PATIENCE: Duration = Duration::from_secs(20);
+const LONG_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Busy time of all processors since boot, milliseconds.
 ///
@@ -76,7 +76,7 @@ pub async fn cost(at_rest: bool, work: impl Future<Output = Result<()>>) -> Resu
         return Ok(Cost { ms, busy: None });
     }
     let meanwhile_ms = busy_ms()? - before;
-    if !become_quiet(LONG_PATIENCE).await? {
+    if !become_quiet(LONG_TIMEOUT).await? {
         bail!("the host does not get quiet again");
     }
     Ok(Cost { ms, busy: Some(Busy { meanwhile_ms, until_quiet_ms: busy_ms()? - before }) })

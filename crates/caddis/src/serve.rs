@@ -40,7 +40,7 @@ mod private;
 mod traffic;
 
 /// How long the port may be taken.
-const PORT_PATIENCE: Duration = Duration::from_secs(1);
+const PORT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How long destroyed machines stay readable.
 const DESTROYED_RETENTION: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -141,7 +141,7 @@ async fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
     loop {
         match TcpListener::bind(address).await {
             Err(error)
-                if error.kind() == ErrorKind::AddrInUse && begun.elapsed() < PORT_PATIENCE =>
+                if error.kind() == ErrorKind::AddrInUse && begun.elapsed() < PORT_TIMEOUT =>
             {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
@@ -343,7 +343,7 @@ async fn open_volumes(
     loop {
         let config = config.clone();
         match spawn_blocking(move || VolumeStore::open(config)).await? {
-            Err(VolumeError::StoreInUse(_)) if begun.elapsed() < PORT_PATIENCE => {
+            Err(VolumeError::StoreInUse(_)) if begun.elapsed() < PORT_TIMEOUT => {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
             opened => return opened.context("can't open the volumes"),

@@ -12,7 +12,7 @@ use crate::{CliError, Environment, Globals, Printer, connection::Connection, glo
 /// Time to live of a lease, seconds.
 const LEASE_SECONDS: u64 = 120;
 /// How long another's lease is waited for.
-const LEASE_PATIENCE: Duration = Duration::from_secs(60);
+const LEASE_TIMEOUT: Duration = Duration::from_secs(60);
 const LEASE_RETRY: Duration = Duration::from_millis(500);
 
 /// A lease that is held.
@@ -93,7 +93,7 @@ impl Session {
                     self.leases().push(Held { client, app, machine, nonce: lease.nonce.clone() });
                     return Ok(lease.nonce);
                 }
-                Err(error) if error.status() == Some(409) && begun.elapsed() < LEASE_PATIENCE => {
+                Err(error) if error.status() == Some(409) && begun.elapsed() < LEASE_TIMEOUT => {
                     if !told && begun.elapsed() > Duration::from_secs(2) {
                         told = true;
                         self.printer.note(format_args!("Waiting on lease for machine {id}..."))?;

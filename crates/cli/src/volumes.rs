@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// What is made faster is not worth a word.
-const PATIENCE: Duration = Duration::from_secs(1);
+const TIMEOUT: Duration = Duration::from_secs(1);
 /// How often a volume that is being made is looked at: nothing tells of it.
 const LOOK_INTERVAL: Duration = Duration::from_millis(300);
 
@@ -135,7 +135,7 @@ pub async fn make(
     let begun = tokio::time::Instant::now();
     let mut progress = None;
     while matches!(volume.state, VolumeState::Creating | VolumeState::Restoring) {
-        if begun.elapsed() >= PATIENCE {
+        if begun.elapsed() >= TIMEOUT {
             let progress = progress.get_or_insert_with(|| Progress::new(&session.printer));
             let (done, total) = volume.operation.as_ref().map_or((0, 0), |operation| {
                 (operation.bytes_done.unwrap_or(0), operation.bytes_total.unwrap_or(0))

@@ -28,7 +28,7 @@ static ROOT: OnceLock<String> = OnceLock::new();
 static VOLUMES: [OnceLock<String>; 2] = [const { OnceLock::new() }; 2];
 
 /// How long the host may take with the size of a volume.
-const SIZE_PATIENCE: Duration = Duration::from_secs(20);
+const SIZE_TIMEOUT: Duration = Duration::from_secs(20);
 /// Waits between looks at the size of a volume: the first, and the longest.
 const LOOKS: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(50));
 
@@ -162,7 +162,7 @@ pub fn volume_device(volume: u8) -> Result<u64, String> {
 /// own.
 pub fn volume_disk(volume: u8, size: u64) -> Result<PathBuf, String> {
     let path = format!("/sys/block/{}/size", volume_name(volume)?);
-    let deadline = Instant::now() + SIZE_PATIENCE;
+    let deadline = Instant::now() + SIZE_TIMEOUT;
     let mut wait = LOOKS.0;
     loop {
         let sectors =

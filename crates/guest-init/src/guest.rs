@@ -46,7 +46,7 @@ const KERNEL_LOG: u64 = 3;
 
 /// How long an exit report waits for the log lines before it to be sent, and the end of the VM for
 /// them to be safe.
-const LOG_PATIENCE: Duration = Duration::from_secs(2);
+const LOG_TIMEOUT: Duration = Duration::from_secs(2);
 /// What is read of a program's streams before others get a turn, bytes.
 const TURN: usize = 256 * 1024;
 
@@ -209,7 +209,7 @@ impl Guest {
         if busy {
             return EpollTimeout::ZERO;
         }
-        let ended = self.ended_at.filter(|_| !self.told_end).map(|at| at + LOG_PATIENCE);
+        let ended = self.ended_at.filter(|_| !self.told_end).map(|at| at + LOG_TIMEOUT);
         let execs = self.execs.iter().filter_map(Exec::deadline);
         let thawing = self.thawing.map(|(_, at)| at);
         let hung_up = self.hung_up.iter().map(|(_, at)| *at);
@@ -247,7 +247,7 @@ impl Guest {
             {
                 self.port.send(&message, &text);
             }
-            let waited = self.ended_at.is_some_and(|at| now >= at + LOG_PATIENCE);
+            let waited = self.ended_at.is_some_and(|at| now >= at + LOG_TIMEOUT);
             if self.ended_at.is_some()
                 && !self.told_end
                 && self.port.epoch().is_some()

@@ -38,11 +38,11 @@ use crate::{
 /// Their cgroup.
 pub const CGROUP: &str = "program";
 /// Time until a line without end is sent all the same.
-const LINE_PATIENCE: Duration = Duration::from_millis(200);
+const LINE_TIMEOUT: Duration = Duration::from_millis(200);
 /// What is read after the end of all: what their children go on to write is not waited for.
 const OUTPUT_TAIL_BYTES: usize = 4 << 20;
 /// Time the others have to end when one has.
-const OTHERS_PATIENCE: Duration = Duration::from_secs(5);
+const OTHERS_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -272,7 +272,7 @@ impl Programs {
     pub fn end(&mut self, now: Instant) {
         // An init system that can't be told is killed then.
         let _ = self.tell(Signal::SIGTERM as i32, true);
-        self.kill_at.get_or_insert(now + OTHERS_PATIENCE);
+        self.kill_at.get_or_insert(now + OTHERS_TIMEOUT);
     }
 
     /// Ends all of them, as someone in the machine asks who switches it off. That is no failure.
@@ -314,7 +314,7 @@ impl Programs {
         if !self.pids.is_empty() {
             if self.kill_at.is_none() {
                 self.signal(Signal::SIGTERM);
-                self.kill_at = Some(now + OTHERS_PATIENCE);
+                self.kill_at = Some(now + OTHERS_TIMEOUT);
             }
             return None;
         }
@@ -344,7 +344,7 @@ impl Programs {
                         for record in pipe.lines.push(&buffer[..count]) {
                             logs.push(pipe.source, record);
                         }
-                        pipe.flush_at = pipe.lines.has_rest().then(|| now + LINE_PATIENCE);
+                        pipe.flush_at = pipe.lines.has_rest().then(|| now + LINE_TIMEOUT);
                     }
                     Err(error) if error.kind() == ErrorKind::Interrupted => {}
                     Err(error) if error.kind() == ErrorKind::WouldBlock => pipe.readable = false,

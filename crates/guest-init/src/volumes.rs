@@ -35,7 +35,7 @@ const KERNELS: [&str; 3] = ["/proc", "/sys", "/dev"];
 const MOST_MOUNTS: usize = 100;
 
 /// Time that what is unmounted has to be written out and given up by the kernel, and between looks.
-const LINGER_PATIENCE: Duration = Duration::from_secs(15);
+const LINGER_TIMEOUT: Duration = Duration::from_secs(15);
 const LOOK: Duration = Duration::from_millis(2);
 
 /// A file system that can't be relied on is not written to any more: it is mounted read-only from
@@ -257,7 +257,7 @@ fn release_one(spec: &MountSpec) -> Result<(), String> {
     }
     // Refused as long as anything has it mounted. What programs have written to a raw one is
     // written out.
-    let deadline = Instant::now() + LINGER_PATIENCE;
+    let deadline = Instant::now() + LINGER_TIMEOUT;
     loop {
         match OpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(&disk) {
             // The mounts of a namespace go some time after its last process, and nobody is told.

@@ -68,7 +68,7 @@ pub const LOG_WINDOW_BYTES: usize = 256 * 1024;
 /// other processes and to unmount the volumes before it reports that end. The report says nothing
 /// of the volumes' state by itself: where they could not be unmounted in this time, a line in the
 /// log does.
-pub const UNMOUNT_PATIENCE: std::time::Duration = std::time::Duration::from_secs(30);
+pub const UNMOUNT_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(30);
 
 /// Bytes of an exec's stream that may be under way in each direction before the receiver says that
 /// it took some.

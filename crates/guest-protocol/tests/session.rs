@@ -304,6 +304,6 @@ async fn volumes_are_asked_about_grown_and_held_still() {
     session.thaw_volumes(deadline).await.unwrap();
     assert_eq!(guest.frozen_volumes(), None);
     session.freeze_volumes(deadline).await.unwrap();
-    guest.let_volumes_go_on();
+    guest.end_freeze();
     assert!(session.thaw_volumes(deadline).await.is_err(), "they may have changed meanwhile");
 }

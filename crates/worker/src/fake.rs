@@ -41,7 +41,7 @@ use crate::{
 };
 
 /// How long the files of volumes may be in use.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A worker that has room for whatever is asked of it. Its directory is `worker` below `directory`.
 pub fn config(directory: &Path) -> WorkerConfig {
@@ -98,7 +98,7 @@ pub fn volumes(directory: &Path, change: impl FnOnce(&mut StoreConfig)) -> io::R
     let begun = Instant::now();
     loop {
         match VolumeStore::open(config.clone()) {
-            Err(VolumeError::StoreInUse(_)) if begun.elapsed() < PATIENCE => {
+            Err(VolumeError::StoreInUse(_)) if begun.elapsed() < TIMEOUT => {
                 thread::sleep(Duration::from_millis(1));
             }
             opened => return opened.map_err(io::Error::other),

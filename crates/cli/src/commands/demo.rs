@@ -23,7 +23,7 @@ use super::{apps::destroy::until_gone, image::import::import};
 use crate::{CliError, Printer, render::size, session::Session, waiting};
 
 /// How long the first lines of the machine may take.
-const LOGS_PATIENCE: Duration = Duration::from_secs(10);
+const LOGS_TIMEOUT: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  caddis demo\n  caddis demo --keep")]
@@ -210,7 +210,7 @@ fn kind(machine: &Machine) -> &'static str {
 /// The first lines of the machine, once there are all of its greeting.
 async fn first_lines(client: &Client, app: &str, id: &MachineId) -> Result<Vec<String>, CliError> {
     const LAST: &str = "  image";
-    let end = Instant::now() + LOGS_PATIENCE;
+    let end = Instant::now() + LOGS_TIMEOUT;
     let mut query =
         LogsQuery { instance: Some(id.to_string()), wait_seconds: 2, ..LogsQuery::default() };
     let mut lines: Vec<String> = Vec::new();

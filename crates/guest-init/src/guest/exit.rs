@@ -13,7 +13,7 @@ use super::Guest;
 use crate::{execs::Exec, oom::Victim, program};
 
 /// Time that an exec which was hung up on has to end.
-const HANG_UP_PATIENCE: Duration = Duration::from_secs(5);
+const HANG_UP_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl Guest {
     /// Tells of processes that the kernel has killed for want of memory.
@@ -79,7 +79,7 @@ impl Guest {
     }
 
     pub(super) fn hang_up(&mut self, which: impl Fn(&Exec) -> bool) {
-        let at = Instant::now() + HANG_UP_PATIENCE;
+        let at = Instant::now() + HANG_UP_TIMEOUT;
         self.hung_up
             .extend(self.execs.extract_if(.., |exec| which(exec)).map(|exec| (exec.hang_up(), at)));
     }

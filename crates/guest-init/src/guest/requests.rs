@@ -7,7 +7,7 @@ use caddis_guest_protocol::{
     PROTOCOL_VERSION, frame::Frame, message::ExecRequest,
 };
 
-use super::{Guest, KERNEL_LOG, LOG_PATIENCE, watch, watch_as};
+use super::{Guest, KERNEL_LOG, LOG_TIMEOUT, watch, watch_as};
 use crate::{
     api::{Api, Ask},
     configure::{self, Prepared},
@@ -91,7 +91,7 @@ impl Guest {
             HostMessage::AcknowledgeLogs { sequence } => self.logs.acknowledge(sequence),
             HostMessage::AcknowledgeExit => {
                 if self.ended_at.is_some() {
-                    self.power_off_at.get_or_insert(Instant::now() + LOG_PATIENCE);
+                    self.power_off_at.get_or_insert(Instant::now() + LOG_TIMEOUT);
                 }
             }
             HostMessage::Time { time_ns, answers: Some(id) } => {

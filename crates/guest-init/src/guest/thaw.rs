@@ -11,7 +11,7 @@ use super::Guest;
 use crate::{configure, image_files};
 
 /// How long programs stand still at most until the host's time is known exactly.
-const TIME_PATIENCE: Duration = Duration::from_secs(1);
+const TIME_TIMEOUT: Duration = Duration::from_secs(1);
 /// Says `resume` after the machine was resumed: a program that can't notice may look there.
 const START_KIND: &str = "/.caddis/start_kind";
 const RESUMED: &str = "resume\n";
@@ -32,7 +32,7 @@ impl Guest {
             );
         }
         self.told_resume = None;
-        self.thawing = Some((id, Instant::now() + TIME_PATIENCE));
+        self.thawing = Some((id, Instant::now() + TIME_TIMEOUT));
         self.sync.begin();
         self.ask_time();
     }

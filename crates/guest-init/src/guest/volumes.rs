@@ -9,7 +9,7 @@
 use std::time::{Duration, Instant};
 
 use caddis_guest_protocol::{
-    GuestMessage, GuestState, MachineSpec, UNMOUNT_PATIENCE, spec::MountSpec,
+    GuestMessage, GuestState, MachineSpec, UNMOUNT_TIMEOUT, spec::MountSpec,
 };
 use nix::{
     sys::signal::{Signal, kill},
@@ -25,19 +25,19 @@ use crate::{
 
 /// Time to mount all: what was not written when the power was cut is recovered from the journal,
 /// and a file system that was grown meanwhile grows.
-const MOUNT_PATIENCE: Duration = Duration::from_secs(120);
+const MOUNT_TIMEOUT: Duration = Duration::from_secs(120);
 /// Time to grow one.
-const GROW_PATIENCE: Duration = Duration::from_secs(120);
+const GROW_TIMEOUT: Duration = Duration::from_secs(120);
 /// Time to look how full they are, and to let them go on.
-const LOOK_PATIENCE: Duration = Duration::from_secs(10);
+const LOOK_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time to write out everything before the VM is saved.
-const WRITE_PATIENCE: Duration = Duration::from_secs(60);
+const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Longest time that they are held still.
 const MOST_STILL: Duration = Duration::from_secs(300);
 /// Of the time that they may be held still, this part is left for telling that they are.
 const TELLING_PART: u32 = 8;
 /// Time that killed processes have to be gone. One may wait for a disk.
-const KILLED_PATIENCE: Duration = Duration::from_secs(5);
+const KILLED_TIMEOUT: Duration = Duration::from_secs(5);
 /// Requests that are worked on at a time.
 const MOST_REQUESTS: usize = 16;
 
@@ -115,7 +115,7 @@ impl Volumes {
         let requests = self.requests.iter().map(|request| request.task.deadline());
         let release = self.release.iter().map(|release| match &release.unmounting {
             Some(task) => task.deadline(),
-            None => release.begun + KILLED_PATIENCE,
+            None => release.begun + KILLED_TIMEOUT,
         });
         mounting.chain(requests).chain(self.still_until).chain(release).min()
     }
@@ -129,7 +129,7 @@ impl Guest {
         prepared: Prepared,
     ) -> Result<(), String> {
         let user = &prepared.user;
-        let task = Task::start("mounting the volumes", MOUNT_PATIENCE, Late::Killed, || {
+        let task = Task::start("mounting the volumes", MOUNT_TIMEOUT, Late::Killed, || {
             volumes::mount_all(spec, user)
         })?;
         self.volumes.mounts.clone_from(&spec.mounts);
@@ -146,7 +146,7 @@ impl Guest {
         self.settle_mounting(now);
         self.settle_requests(now);
         if self.volumes.still_until.take_if(|at| *at <= now).is_some() {
-            self.let_volumes_go_on(None);
+            self.end_freeze(None);
         }
         self.settle_release(now);
     }
@@ -190,7 +190,7 @@ impl Guest {
                         (Kind::Freeze(_), Err(_))
                             if self.volumes.still_until.is_none() && !self.volumes.are_going() =>
                         {
-                            self.let_volumes_go_on(None);
+                            self.end_freeze(None);
                         }
                         _ => {}
                     }
@@ -227,7 +227,7 @@ impl Guest {
         self.work_on(Some(id), Kind::Plain, |mounts| {
             let mount = mounts.iter().find(|mount| mount.volume == volume);
             let mount = mount.ok_or_else(|| format!("the machine has no volume {volume}"))?;
-            Task::start("growing the file system", GROW_PATIENCE, Late::Killed, || {
+            Task::start("growing the file system", GROW_TIMEOUT, Late::Killed, || {
                 volumes::grow(mount, size)
             })
         });
@@ -239,7 +239,7 @@ impl Guest {
             return self.port.send(&none, b"");
         }
         self.work_on(Some(id), Kind::Usage, |mounts| {
-            Task::start("looking at the volumes", LOOK_PATIENCE, Late::Killed, || {
+            Task::start("looking at the volumes", LOOK_TIMEOUT, Late::Killed, || {
                 volumes::usage(mounts)
             })
         });
@@ -258,14 +258,14 @@ impl Guest {
 
     pub(super) fn thaw_volumes(&mut self, id: u32) {
         match self.volumes.still_until.take() {
-            Some(_) => self.let_volumes_go_on(Some(id)),
+            Some(_) => self.end_freeze(Some(id)),
             None => self.answer(id, Err("the volumes went on before".to_owned())),
         }
     }
 
-    fn let_volumes_go_on(&mut self, id: Option<u32>) {
+    fn end_freeze(&mut self, id: Option<u32>) {
         self.work_on(id, Kind::Plain, |mounts| {
-            Task::start("letting the volumes go on", LOOK_PATIENCE, Late::Left, || {
+            Task::start("letting the volumes go on", LOOK_TIMEOUT, Late::Left, || {
                 volumes::thaw(mounts)
             })
         });
@@ -278,7 +278,7 @@ impl Guest {
             return self.answer(id, Ok(()));
         }
         self.work_on(Some(id), Kind::Plain, |_| {
-            Task::start("writing out the volumes", WRITE_PATIENCE, Late::Left, || {
+            Task::start("writing out the volumes", WRITE_TIMEOUT, Late::Left, || {
                 nix::unistd::sync();
                 Ok(String::new())
             })
@@ -316,11 +316,11 @@ impl Guest {
         }
         let Some(release) = &mut self.volumes.release else { return };
         if release.unmounting.is_none() {
-            if !release.alone && now < release.begun + KILLED_PATIENCE {
+            if !release.alone && now < release.begun + KILLED_TIMEOUT {
                 return;
             }
             let mounts = &self.volumes.mounts;
-            let patience = UNMOUNT_PATIENCE.saturating_sub(now - release.begun);
+            let patience = UNMOUNT_TIMEOUT.saturating_sub(now - release.begun);
             let started = Task::start("unmounting the volumes", patience, Late::Left, || {
                 volumes::release(mounts)
             });

@@ -32,7 +32,7 @@ impl FakeGuest {
     }
 
     /// Has volumes that stand still go on, as when their time is over.
-    pub fn let_volumes_go_on(&self) {
+    pub fn end_freeze(&self) {
         self.state().volumes.frozen = None;
     }
 

@@ -15,7 +15,7 @@ use crate::{DNS, GATEWAY_V6, MachineAddresses, Network, links::Links, namespace:
 /// How long is waited for an answer that must not come.
 const SILENCE: Duration = Duration::from_millis(300);
 /// How long is waited for one that must.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 struct Machine {
     tap: &'static str,
@@ -71,7 +71,7 @@ impl Machine {
 
     #[track_caller]
     fn fails(&self, to: &str, port: u16, expected: ErrorKind) {
-        let patience = if expected == ErrorKind::TimedOut { SILENCE } else { PATIENCE };
+        let patience = if expected == ErrorKind::TimedOut { SILENCE } else { TIMEOUT };
         let outcome = self.connect(to, port, patience).map(|_| ()).map_err(|error| error.kind());
         assert_eq!(outcome, Err(expected), "{} to {to}, port {port}", self.tap);
     }
@@ -108,7 +108,7 @@ fn services_are_reached_over_tcp_by_machines_of_their_network_and_nothing_else_i
         let _any = listen(&network, "::", 81);
 
         for (machine, service, listener) in [(&first, HERE, &here), (&second, THERE, &there)] {
-            let client = machine.connect(service, 80, PATIENCE).unwrap();
+            let client = machine.connect(service, 80, TIMEOUT).unwrap();
             let (_, peer) = listener.accept().unwrap();
             assert_eq!(peer, client.local_addr().unwrap());
             assert_eq!(peer.ip(), machine.addresses.ipv6);
@@ -127,7 +127,7 @@ fn services_are_reached_over_tcp_by_machines_of_their_network_and_nothing_else_i
         let refused = first.inside.run(|| {
             let socket = UdpSocket::bind("[::]:0")?;
             socket.connect((HERE.parse::<Ipv6Addr>().unwrap(), 80))?;
-            socket.set_read_timeout(Some(PATIENCE))?;
+            socket.set_read_timeout(Some(TIMEOUT))?;
             socket.send(b"x")?;
             socket.recv(&mut [0; 8])
         });
@@ -153,7 +153,7 @@ fn services_are_reached_over_tcp_by_machines_of_their_network_and_nothing_else_i
         second.fails(beside, 80, ErrorKind::ConnectionRefused);
         assert!(has_come());
         first.run(&format!("ip -6 route replace default via {GATEWAY_V6} dev eth0"));
-        first.connect(HERE, 80, PATIENCE).unwrap();
+        first.connect(HERE, 80, TIMEOUT).unwrap();
         let nobody = SocketAddr::from((HERE.parse::<Ipv6Addr>().unwrap(), 80));
         TcpStream::connect_timeout(&nobody, SILENCE).unwrap_err();
     });
@@ -168,7 +168,7 @@ fn without_a_server_and_without_machines_nobody_reaches_services() {
         let first = Machine::start(&network, &directory, "caddis1", "fdaa:0:5:7::2").await;
         let second = Machine::start(&network, &directory, "caddis2", "fdaa:0:6:7::2").await;
         let listener = listen(&network, HERE, 80);
-        first.connect(HERE, 80, PATIENCE).unwrap();
+        first.connect(HERE, 80, TIMEOUT).unwrap();
         // A server that was killed.
         drop((network, listener));
         first.fails(HERE, 80, ErrorKind::ConnectionRefused);
@@ -179,7 +179,7 @@ fn without_a_server_and_without_machines_nobody_reaches_services() {
             network.adopt(machine.tap, &machine.addresses).await.unwrap();
         }
         let listener = listen(&network, HERE, 80);
-        first.connect(HERE, 80, PATIENCE).unwrap();
+        first.connect(HERE, 80, TIMEOUT).unwrap();
         second.fails(HERE, 80, ErrorKind::PermissionDenied);
         drop(listener);
         let routes = "ip -6 route show table local";

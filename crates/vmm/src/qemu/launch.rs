@@ -260,14 +260,14 @@ impl Launch<'_> {
         record.complete = true;
         // If this fails, what was saved is as good as before too: the host is at fault.
         record.write(self.directory)?;
-        let mut go_on = || {
+        let mut resume = || {
             if let Source::Snapshot(_, path) = self.source {
                 fs::remove_file(path)?;
             }
             // It was saved while it stood still, or has waited.
             qmp.execute("cont", json!({})).map(drop)
         };
-        go_on().map_err(not_restored)?;
+        resume().map_err(not_restored)?;
         running.steps.push(("qemu", greeted));
         running.steps.push(("restore", begun.elapsed().saturating_sub(greeted)));
         Ok(())

@@ -17,7 +17,7 @@ use crate::socket;
 /// Patience with one line of QEMU's. On a busy host its main loop may wait long for a processor.
 const TIMEOUT: Duration = Duration::from_secs(30);
 /// Patience with a migration.
-const MIGRATION_PATIENCE: Duration = Duration::from_secs(200);
+const MIGRATION_TIMEOUT: Duration = Duration::from_secs(200);
 /// A line is never longer than this; the program at the other end has been taken over if it is.
 const LONGEST_LINE: u64 = 1 << 20;
 
@@ -75,7 +75,7 @@ impl Qmp {
         // Of all commands that save the only one that leaves out memory. That its name says Xen is
         // history. `live` has it write out what it holds of the disk.
         let arguments = json!({ "filename": format!("/proc/self/fd/{number}"), "live": true });
-        let saved = self.send("xen-save-devices-state", arguments, &[], MIGRATION_PATIENCE);
+        let saved = self.send("xen-save-devices-state", arguments, &[], MIGRATION_TIMEOUT);
         let closed = self.execute("closefd", json!({ "fdname": "state" }));
         saved.and(closed).map(|_| ())
     }
@@ -111,7 +111,7 @@ impl Qmp {
     /// Waits for the end of the migration that was begun. A large memory on a slow disk takes its
     /// time, in which QEMU says nothing unless it is asked.
     pub(crate) fn migrated(&mut self) -> io::Result<()> {
-        let deadline = Instant::now() + MIGRATION_PATIENCE;
+        let deadline = Instant::now() + MIGRATION_TIMEOUT;
         loop {
             match self.migration.take().as_deref() {
                 Some("completed") => return Ok(()),

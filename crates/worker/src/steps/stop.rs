@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use caddis_guest_protocol::UNMOUNT_PATIENCE;
+use caddis_guest_protocol::UNMOUNT_TIMEOUT;
 use caddis_vmm::VmExit;
 
 use super::{Context, Done, Failure, RunningVmHandle, suspend, volumes};
@@ -99,7 +99,7 @@ pub(super) async fn kill_program(
         Some(live.until(over).await)
     };
     // Init unmounts them before it reports the end.
-    let unmounting = if has_volumes { UNMOUNT_PATIENCE } else { Duration::ZERO };
+    let unmounting = if has_volumes { UNMOUNT_TIMEOUT } else { Duration::ZERO };
     match clock.timeout(KILL_GRACE + unmounting, ask).await {
         Some(Some(guest)) => ended(guest),
         Some(None) | None => Done::Ended(ProgramEnd::unreported(EndCause::Killed, None)),

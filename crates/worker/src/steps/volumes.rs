@@ -16,7 +16,7 @@ use crate::volumes::{SavedVolume, extension_seen, once_free, volume_error};
 
 /// How long a start waits for volumes that are being made. An encrypted one takes seconds, a copy
 /// as long as its source is large.
-const CREATING_PATIENCE: Duration = Duration::from_secs(2 * 60);
+const CREATING_TIMEOUT: Duration = Duration::from_secs(2 * 60);
 /// How long a guest that was resumed may take to grow a file system.
 const GROW_DEADLINE: Duration = Duration::from_secs(60);
 
@@ -51,8 +51,8 @@ pub(super) async fn ready(context: &Context) -> Result<(), Failure> {
             let state = volumes.row(&id).map(|row| row.state);
             !matches!(state, Some(VolumeState::Creating | VolumeState::Restoring))
         });
-        if context.shared.clock.timeout(CREATING_PATIENCE, made).await.is_none() {
-            let seconds = CREATING_PATIENCE.as_secs();
+        if context.shared.clock.timeout(CREATING_TIMEOUT, made).await.is_none() {
+            let seconds = CREATING_TIMEOUT.as_secs();
             let text = format!("volume {id} is still being created, waited {seconds} s for it");
             return Err(Failure::last(text));
         }

@@ -30,7 +30,7 @@ use super::Failed;
 use crate::{engine::Shared, requests};
 
 /// Time until a client has said what to run.
-const START_PATIENCE: Duration = Duration::from_secs(30);
+const START_TIMEOUT: Duration = Duration::from_secs(30);
 /// Frames that wait for a slow client, beyond which nothing is taken from the guest.
 const AHEAD: usize = 8;
 /// Largest sum of arguments and environment, bytes: what Linux gives a program by default, halved.
@@ -93,7 +93,7 @@ async fn start(
     guest: &Session,
     client: &mut (impl Stream<Item = Result<Frame, String>> + Unpin),
 ) -> Result<Option<(ExecStream, &'static str)>, ApiError> {
-    let first = tokio::time::timeout(START_PATIENCE, client.next()).await;
+    let first = tokio::time::timeout(START_TIMEOUT, client.next()).await;
     let first = first
         .map_err(|_| ApiError::invalid("invalid session: no start message arrived in time"))?;
     let Some(first) = first else { return Ok(None) };

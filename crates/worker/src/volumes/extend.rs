@@ -18,7 +18,7 @@ use crate::{engine::Shared, owner::RequestId, requests::quiet_session, store::Ro
 
 /// How long who asks waits for the end: most are over at once, and the answer has the new size
 /// then.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a guest may take to grow a file system; from 1 to 500 GiB took 2.3 s under emulation.
 const GUEST_DEADLINE: Duration = Duration::from_secs(60);
 /// Wait before something is tried again that must not fail.
@@ -48,7 +48,7 @@ pub(super) async fn extend(
     promise.keep();
     drop(turn);
     let done = begin(shared, id);
-    match shared.clock.timeout(PATIENCE, done).await {
+    match shared.clock.timeout(TIMEOUT, done).await {
         Some(Ok(Err(error))) => Err(volume_error(error)),
         // It goes on, here or in the next worker.
         _ => Ok(()),

@@ -9,7 +9,7 @@ use futures::StreamExt as _;
 use crate::{CliError, prompt, session::Session};
 
 /// How long an app may take to go away with its machines.
-const GONE_PATIENCE: Duration = Duration::from_secs(120);
+const GONE_TIMEOUT: Duration = Duration::from_secs(120);
 /// Before a server that does not answer is asked again.
 const BACKOFF: Duration = Duration::from_millis(500);
 
@@ -61,9 +61,9 @@ pub async fn until_gone(client: &Client, name: &str) -> Result<(), CliError> {
             }
         }
     };
-    tokio::time::timeout(GONE_PATIENCE, gone).await.unwrap_or_else(|_| {
+    tokio::time::timeout(GONE_TIMEOUT, gone).await.unwrap_or_else(|_| {
         let text = format!(
-            "app {name} is still being destroyed after {GONE_PATIENCE:?}; it continues in the \
+            "app {name} is still being destroyed after {GONE_TIMEOUT:?}; it continues in the \
              background"
         );
         Err(CliError::DeadlineExceeded(text))

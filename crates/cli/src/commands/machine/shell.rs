@@ -1,7 +1,7 @@
 //! `caddis machine run --shell`: an interactive shell in a fresh machine that is gone afterwards.
 //!
 //! It is gone also when this process is killed: the machine lives no longer than the session (its
-//! init sees to that), ends after [`PATIENCE_SECONDS`] when no session comes, and is destroyed when
+//! init sees to that), ends after [`TIMEOUT_SECONDS`] when no session comes, and is destroyed when
 //! it ends. An app that was made for it, or for an earlier one, is deleted by the server at the end
 //! of the session, and by us.
 
@@ -27,7 +27,7 @@ use crate::{
 /// Image unless another is named.
 const IMAGE: &str = "ubuntu";
 /// Time in which the session must come.
-const PATIENCE_SECONDS: &str = "60";
+const TIMEOUT_SECONDS: &str = "60";
 /// Stands for the image's shell where it has no bash.
 const DEFAULT_COMMAND: &str = "/bin/bash";
 
@@ -77,7 +77,7 @@ pub async fn run(shell: &ShellFlags, fresh: Fresh<'_>, session: &Session) -> Res
     spec::add_mounts(&mut config, fresh.volumes)?;
     if waits {
         // Until the session comes, which then is what the machine lives for.
-        config.insert("init".to_owned(), json!({ "exec": ["sleep", PATIENCE_SECONDS] }));
+        config.insert("init".to_owned(), json!({ "exec": ["sleep", TIMEOUT_SECONDS] }));
     }
     config.insert("restart".to_owned(), json!({ "policy": "no" }));
 
