@@ -55,7 +55,13 @@ pub struct Create {
     #[arg(long, value_name = "TYPE", hide = true)]
     fs_type: Option<String>,
     /// Number of volumes.
-    #[arg(short = 'n', long, value_name = "COUNT", default_value_t = 1)]
+    #[arg(
+        short = 'n',
+        long,
+        value_name = "COUNT",
+        default_value_t = 1,
+        value_parser = clap::value_parser!(u32).range(1..)
+    )]
     count: u32,
     /// Don't ask for confirmation.
     #[arg(short, long, alias = "auto-confirm")]
@@ -100,18 +106,23 @@ pub async fn run(create: Create, session: &Session) -> Result<(), CliError> {
         compute,
         ..CreateVolumeRequest::default()
     };
-    let mut made = Vec::new();
-    for _ in 0..create.count {
-        let volume = volumes::make(session, &client, &app, &request).await?;
-        if !create.json {
-            volumes::print(session, &app, &volume)?;
+    let (mut made, mut failed) = (Vec::new(), None);
+    while failed.is_none() && made.len() < create.count as usize {
+        match volumes::make(session, &client, &app, &request).await {
+            Ok(volume) => {
+                if !create.json {
+                    volumes::print(session, &app, &volume)?;
+                }
+                made.push(volume);
+            }
+            Err(error) => failed = Some(error),
         }
-        made.push(volume);
     }
+    // Those that were made before one failed are there.
     match made.as_slice() {
-        [one] if create.json => printer.json(one)?,
-        all if create.json => printer.json(all)?,
+        [one] if create.json && create.count == 1 => printer.json(one)?,
+        all if create.json && !all.is_empty() => printer.json(all)?,
         _ => {}
     }
-    Ok(())
+    failed.map_or(Ok(()), Err)
 }
