@@ -246,11 +246,11 @@ impl Guest {
     }
 
     pub(super) fn freeze_volumes(&mut self, id: u32, deadline_ms: u64) {
-        let patience = Duration::from_millis(deadline_ms).min(MOST_STILL);
-        let until = Instant::now() + patience;
-        let held_by = until - patience / TELLING_PART;
+        let timeout = Duration::from_millis(deadline_ms).min(MOST_STILL);
+        let until = Instant::now() + timeout;
+        let held_by = until - timeout / TELLING_PART;
         self.work_on(Some(id), Kind::Freeze(until), |mounts| {
-            Task::start("holding the volumes still", patience, Late::Left, || {
+            Task::start("holding the volumes still", timeout, Late::Left, || {
                 volumes::freeze(mounts, held_by)
             })
         });
@@ -320,8 +320,8 @@ impl Guest {
                 return;
             }
             let mounts = &self.volumes.mounts;
-            let patience = UNMOUNT_TIMEOUT.saturating_sub(now - release.begun);
-            let started = Task::start("unmounting the volumes", patience, Late::Left, || {
+            let timeout = UNMOUNT_TIMEOUT.saturating_sub(now - release.begun);
+            let started = Task::start("unmounting the volumes", timeout, Late::Left, || {
                 volumes::release(mounts)
             });
             match started.and_then(|task| watch(&self.epoll, task.pipe()).map(|()| task)) {

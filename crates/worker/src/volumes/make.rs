@@ -6,16 +6,13 @@ use caddis_api::{VolumeId, volume::VolumeState};
 use caddis_volume::{NewCopy, NewVolume, Progress, SizeGib, Volume, VolumeError};
 use tokio::{sync::watch, time::Instant};
 
-use super::{Volumes, requests::try_record, row::VolumeRow};
+use super::{Volumes, in_use::once_free, requests::try_record, row::VolumeRow};
 use crate::{engine::Shared, store::Room};
 
 /// Wait before something is tried again that must not fail.
 const RETRY: Duration = Duration::from_secs(1);
 /// Progress is told of at most this often.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
-/// How often, and for how long, a source is tried that the VM of its machine still has: it was
-/// stopped, and nothing tells of the end of a lock.
-const IN_USE_RETRIES: (u32, Duration) = (100, Duration::from_millis(100));
 
 /// Begins to make a volume that is recorded.
 pub(super) fn begin(shared: &Arc<Shared>, volume: &VolumeId) {
@@ -83,18 +80,11 @@ async fn make_files(shared: &Shared, row: &VolumeRow) -> Result<Volume, VolumeEr
         return reserved(shared, &row.id, shared.volumes.files.create(new)).await;
     };
     let (progress, mut told) = watch::channel(Progress::default());
-    let copies = async {
-        let new = || NewCopy { id: row.id.clone(), size: Some(size), created_at };
-        let mut tries = 0;
-        loop {
-            let copy = shared.volumes.files.copy(source, new(), &progress);
-            match reserved(shared, &row.id, copy).await {
-                Err(VolumeError::InUse { .. }) if tries < IN_USE_RETRIES.0 => tries += 1,
-                copied => return copied,
-            }
-            shared.clock.sleep(IN_USE_RETRIES.1).await;
-        }
-    };
+    // The VM of its machine, which was stopped, may still have the source.
+    let copies = once_free(&shared.clock, || {
+        let new = NewCopy { id: row.id.clone(), size: Some(size), created_at };
+        reserved(shared, &row.id, shared.volumes.files.copy(source, new, &progress))
+    });
     let mut copies = pin!(copies);
     loop {
         tokio::select! {
