@@ -107,7 +107,7 @@ impl<'a> Machine<'a> {
                 size,
             });
             let file = Arc::new(writer.into_descriptor());
-            spec.volumes.push(VolumeDisk { index, file, passphrase: key, size });
+            spec.volumes.push(VolumeDisk { index, file, passphrase: key, size, backing: None });
         }
         let seat = self.driver.prepare(spec).await?;
         let tap = if seat.has_tap() { None } else { self.host.tap(&seat.slot().tap_name()) };

@@ -108,6 +108,11 @@ string_id! {
     VolumeId
 }
 
+string_id! {
+    /// A snapshot of a volume: `vs_` and 20 letters and digits.
+    SnapshotId
+}
+
 string_name! {
     /// Name of an app: unique in the installation among apps that are not deleted.
     AppName
@@ -182,6 +187,31 @@ impl FromStr for VolumeId {
                 && rest.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
         });
         if is_valid { Ok(Self(text.to_owned())) } else { Err(InvalidVolumeId(text.to_owned())) }
+    }
+}
+
+/// A string that can't be the id of a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("invalid snapshot ID '{0}': it is 'vs_' and up to 40 letters and digits")]
+pub struct InvalidSnapshotId(pub String);
+
+impl SnapshotId {
+    /// A new random id.
+    pub fn random() -> Self {
+        let characters = rand::rng().sample_iter(rand::distr::Alphanumeric);
+        Self(format!("vs_{}", characters.take(20).map(char::from).collect::<String>()))
+    }
+}
+
+impl FromStr for SnapshotId {
+    type Err = InvalidSnapshotId;
+
+    /// Accepts `vs_` and 1 to 40 letters and digits, which are also good names for files.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let is_valid = text.strip_prefix("vs_").is_some_and(|rest| {
+            (1..=40).contains(&rest.len()) && rest.bytes().all(|byte| byte.is_ascii_alphanumeric())
+        });
+        if is_valid { Ok(Self(text.to_owned())) } else { Err(InvalidSnapshotId(text.to_owned())) }
     }
 }
 

@@ -40,7 +40,8 @@ pub use config::{MachineConfig, RawConfig};
 pub use duration::ApiDuration;
 pub use error::{ApiError, ErrorCode};
 pub use ids::{
-    AppName, EventId, LeaseNonce, MachineId, NetworkName, RegionCode, VersionId, VolumeId, WorkerId,
+    AppName, EventId, LeaseNonce, MachineId, NetworkName, RegionCode, SnapshotId, VersionId,
+    VolumeId, WorkerId,
 };
 pub use machine::Machine;
 pub use signal::{Signal, UnknownSignal};

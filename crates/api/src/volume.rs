@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::{
-    AppName, MachineId, RegionCode, VolumeId, WorkerId, config::Guest, requests::null_is_default,
+    AppName, MachineId, RegionCode, SnapshotId, VolumeId, WorkerId, config::Guest,
+    requests::null_is_default,
 };
 
 /// Volumes that a machine can have.
@@ -90,6 +91,12 @@ pub struct Volume {
     /// extension.
     #[serde(default)]
     pub generation: u64,
+    /// When the last snapshot was taken that is there, RFC 3339. Caddis extension.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_snapshot_at: Option<String>,
+    /// Bytes that have changed since, as far as that is known. Caddis extension.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_since_snapshot: Option<u64>,
     /// When it is deleted for good, RFC 3339; until then it can be undeleted. Caddis extension.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deleted_until: Option<String>,
@@ -175,7 +182,7 @@ pub enum Filesystem {
 /// What is in progress on a volume, or has failed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct VolumeOperation {
-    /// `create`, `fork` or `extend`.
+    /// `create`, `fork`, `restore`, `extend` or `snapshot`.
     pub kind: String,
     /// Bytes done, of `bytes_total`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -258,7 +265,7 @@ pub struct CreateVolumeRequest {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct VolumeSnapshot {
     /// `vs_` and letters and digits.
-    pub id: String,
+    pub id: SnapshotId,
     /// Bytes that it takes where it is stored.
     pub size: u64,
     /// Bytes of the volume.
@@ -267,10 +274,40 @@ pub struct VolumeSnapshot {
     pub digest: String,
     /// RFC 3339.
     pub created_at: String,
-    /// `waiting`, `running` or `created`.
-    pub status: String,
+    /// `waiting`, `running`, `created` or `failed`.
+    pub status: SnapshotStatus,
     /// Days for which it is kept.
     pub retention_days: u32,
+    /// While it is taken, how far; where it failed or waits to be tried again, why. Caddis
+    /// extension.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub operation: Option<VolumeOperation>,
+}
+
+/// State of a snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum SnapshotStatus {
+    /// It is to be taken; nothing of it is there.
+    Waiting,
+    /// It is being taken.
+    Running,
+    /// It is there.
+    Created,
+    /// It could not be taken; `operation` says why.
+    Failed,
+}
+
+impl SnapshotStatus {
+    /// As it is on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Waiting => "waiting",
+            Self::Running => "running",
+            Self::Created => "created",
+            Self::Failed => "failed",
+        }
+    }
 }
 
 /// Body of `PUT /v1/apps/{app}/volumes/{id}`. Null counts as absent, and leaves as it is.

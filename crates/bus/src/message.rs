@@ -24,7 +24,7 @@ pub use self::{
     reply::{VersionRecord, WorkerReply, WorkerResult},
     request::{Action, CreateMachine, UpdateMachine, WorkerRequest},
     traffic::{HostLine, SleepMode, WhyAwake, WhyNotWoken},
-    volume::{CreateVolume, VolumeAction, VolumeRecord},
+    volume::{CreateVolume, SnapshotRecord, SnapshotSource, VolumeAction, VolumeRecord},
 };
 use crate::BusError;
 

@@ -20,8 +20,9 @@ use parking_lot::Mutex;
 use tokio::{runtime::Handle, sync::watch};
 
 use crate::{
-    AgentStream, Capabilities, Disk, Isolation, LaunchSpec, Patch, Pause, PoolUse, Seat, Slot,
-    SlotPool, Start, Vm, VmExit, Vmm, VmmError, VolumeDisk, disk, volume,
+    AgentStream, Capabilities, Disk, Hydration, Isolation, LaunchSpec, Patch, Pause, PointInTime,
+    PoolUse, Seat, Slot, SlotPool, Start, Vm, VmExit, Vmm, VmmError, VolumeDisk, VolumeExport,
+    disk, volume,
 };
 
 mod volumes;
@@ -385,6 +386,22 @@ impl Vm for FakeVm {
 
     async fn resize_volume(&self, index: u8, bytes: u64) -> Result<(), VmmError> {
         self.resize(index, bytes)
+    }
+
+    async fn begin_snapshot(&self, _: u8, _: PointInTime) -> Result<VolumeExport, VmmError> {
+        todo!()
+    }
+
+    async fn end_snapshot(&self, _: u8, _: bool) -> Result<(), VmmError> {
+        todo!()
+    }
+
+    async fn clone_volume(&self, _: u8, _: OwnedFd) -> Result<(), VmmError> {
+        todo!()
+    }
+
+    async fn hydrate(&self, _: u8) -> Result<Hydration, VmmError> {
+        todo!()
     }
 
     fn pause(&self) -> watch::Receiver<Option<Pause>> {

@@ -48,7 +48,7 @@ pub use disk::{Disk, DiskFormat, DiskRole, Patch};
 pub use error::VmmError;
 pub use qemu::{Accelerator, Qemu, QemuConfig};
 pub use slot::{Slot, SlotPool};
-pub use volume::{Passphrase, VolumeDisk};
+pub use volume::{Backing, Hydration, Passphrase, PointInTime, VolumeDisk, VolumeExport};
 
 /// A byte stream to init.
 pub trait AgentStream: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -322,6 +322,36 @@ pub trait Vm: Send + Sync + 'static {
     /// [`VmmError::InvalidDisk`] where it has no such volume, or a larger one;
     /// [`VmmError::Io`] when the VM can't be told.
     async fn resize_volume(&self, index: u8, bytes: u64) -> Result<(), VmmError>;
+
+    /// Has a volume be readable from outside as it is now, while the VM goes on: until
+    /// [`Self::end_snapshot`], or the VM's end. The caller has the guest hold its file system still
+    /// around this call. Where there is room no more for what the guest overwrites, reading fails
+    /// and the guest goes on.
+    ///
+    /// # Errors
+    /// [`VmmError::InvalidDisk`] where it has no such volume, one is being taken of it already, or
+    /// it is being restored; [`VmmError::Io`] when the VM can't be told. Then nothing is left of it.
+    async fn begin_snapshot(&self, index: u8, point: PointInTime)
+    -> Result<VolumeExport, VmmError>;
+
+    /// Ends what [`Self::begin_snapshot`] began, also when an earlier server did; harmless where
+    /// there is nothing. If it is taken, what changes from then on is noted for the next one.
+    async fn end_snapshot(&self, index: u8, is_taken: bool) -> Result<(), VmmError>;
+
+    /// Copies the file of a volume as it is now to an empty file by reflink (`FICLONE`). The VM
+    /// stands still meanwhile; the caller has the guest hold its file system still around this.
+    ///
+    /// # Errors
+    /// [`VmmError::Io`] of kind `Unsupported` or `CrossesDevices` where the file system can't.
+    async fn clone_volume(&self, index: u8, to: OwnedFd) -> Result<(), VmmError>;
+
+    /// Has a volume that was given a backing copy all of it, if that was not begun, and says how
+    /// far it is.
+    ///
+    /// # Errors
+    /// [`VmmError::InvalidDisk`] where it has no such volume; [`VmmError::Io`] when the VM can't be
+    /// told.
+    async fn hydrate(&self, index: u8) -> Result<Hydration, VmmError>;
 
     /// Whether it stands still because of its disk. Known some seconds after a start.
     fn pause(&self) -> watch::Receiver<Option<Pause>>;

@@ -1,6 +1,6 @@
 //! Volumes of a VM: disks whose files are handed to the driver open.
 
-use std::{fmt, os::fd::OwnedFd, sync::Arc};
+use std::{fmt, os::fd::OwnedFd, path::PathBuf, sync::Arc};
 
 use zeroize::Zeroizing;
 
@@ -20,6 +20,62 @@ pub struct VolumeDisk {
     pub passphrase: Option<Passphrase>,
     /// What the guest sees of it, bytes.
     pub size: u64,
+    /// What is read where the file has nothing yet, while it is being restored.
+    pub backing: Option<Backing>,
+}
+
+/// What a volume that is being restored is read from: an NBD server of the caller, any export name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Backing {
+    /// Its unix socket, in a directory that has nothing else in it: the VM process gets the
+    /// directory open, since it can't reach the path, and connects anew through it when the server
+    /// was away. Whoever has the directory may connect (mode 0666).
+    pub socket: PathBuf,
+}
+
+/// An instant of a volume, to be read from outside while the VM goes on.
+#[derive(Debug)]
+pub struct PointInTime {
+    /// Id of the snapshot.
+    pub id: String,
+    /// Id of the last snapshot that was taken of it: what has changed since is known when this VM
+    /// process took it.
+    pub previous: Option<String>,
+    /// An empty qcow2 of the volume's size, where what the guest overwrites meanwhile is kept.
+    pub fleecing: OwnedFd,
+    /// What opens its LUKS layer, if it is encrypted.
+    pub passphrase: Option<Passphrase>,
+}
+
+/// Where an instant of a volume can be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VolumeExport {
+    /// Unix socket of an NBD server in the VM process.
+    pub socket: PathBuf,
+    /// Name of the export.
+    pub name: String,
+    /// Name of the dirty bitmap that says what has changed since the previous snapshot, if that is
+    /// known: `qemu:dirty-bitmap:NAME`.
+    pub changed: Option<String>,
+}
+
+/// How far a volume is with having all of its backing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Hydration {
+    /// So many bytes, of so many.
+    Running {
+        /// Done.
+        done: u64,
+        /// To do in all.
+        total: u64,
+    },
+    /// It stands still because its backing can't be read; it is tried again at the next call.
+    Stalled {
+        /// Why.
+        reason: String,
+    },
+    /// It needs no backing any more.
+    Done,
 }
 
 impl VolumeDisk {

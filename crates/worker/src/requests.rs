@@ -84,6 +84,10 @@ pub async fn handle(shared: &Arc<Shared>, id: RequestId, request: WorkerRequest)
             volumes::act(shared, &volume, action, id).await
         }
         WorkerRequest::GetVolume { volume } => volumes::get(shared, &volume).await,
+        WorkerRequest::TakeSnapshot { .. }
+        | WorkerRequest::ListSnapshots { .. }
+        | WorkerRequest::GetSnapshot { .. }
+        | WorkerRequest::DeleteSnapshot { .. } => todo!(),
         WorkerRequest::ListVolumes { after } => Ok(volumes::list(shared, after.as_ref())),
         WorkerRequest::Health => {
             let mut warnings = shared.vmm.warnings();

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     record::MachineRecord,
     traffic::{SleepMode, WhyAwake, WhyNotWoken},
-    volume::VolumeRecord,
+    volume::{SnapshotRecord, VolumeRecord},
 };
 
 /// A version of a machine's configuration.
@@ -145,6 +145,11 @@ pub enum WorkerReply {
     Volume {
         /// As it is now.
         record: Box<VolumeRecord>,
+    },
+    /// Snapshots of one volume.
+    Snapshots {
+        /// They.
+        records: Vec<SnapshotRecord>,
     },
     /// Several volumes.
     Volumes {

@@ -3,7 +3,8 @@
 use std::{collections::BTreeMap, net::Ipv6Addr};
 
 use caddis_api::{
-    ApiDuration, AppName, LeaseNonce, MachineId, RawConfig, RegionCode, Signal, VersionId, VolumeId,
+    ApiDuration, AppName, LeaseNonce, MachineId, RawConfig, RegionCode, Signal, SnapshotId,
+    VersionId, VolumeId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -130,6 +131,33 @@ pub enum WorkerRequest {
     GetVolume {
         /// Id of the volume.
         volume: VolumeId,
+    },
+    /// Take a snapshot of a volume. Answer: `WorkerReply::Snapshots` with it, `waiting`, once it is
+    /// durable that it is to be taken; one of this id that is there already is told as it is.
+    TakeSnapshot {
+        /// Id of the volume.
+        volume: VolumeId,
+        /// Its id.
+        snapshot: SnapshotId,
+    },
+    /// The snapshots of a volume, newest first, also of one that is gone. Answer:
+    /// `WorkerReply::Snapshots`; of none where the worker never had the volume.
+    ListSnapshots {
+        /// Id of the volume.
+        volume: VolumeId,
+    },
+    /// One snapshot. Answer: `WorkerReply::Snapshots`, of one, or of none where the worker knows
+    /// of none with this id.
+    GetSnapshot {
+        /// Its id.
+        snapshot: SnapshotId,
+    },
+    /// Delete a snapshot. Answer: `WorkerReply::Snapshots`, of none, also where it is gone already.
+    DeleteSnapshot {
+        /// Id of its volume.
+        volume: VolumeId,
+        /// Its id.
+        snapshot: SnapshotId,
     },
     /// Volumes in id order, as many as one message takes. Answer: `WorkerReply::Volumes`.
     ListVolumes {

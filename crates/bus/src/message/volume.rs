@@ -1,6 +1,9 @@
 //! Volumes, as workers are told of them and tell of them.
 
-use caddis_api::{AppName, RegionCode, UnixMillis, Volume, VolumeId, WorkerId, volume::Filesystem};
+use caddis_api::{
+    AppName, RegionCode, SnapshotId, UnixMillis, Volume, VolumeId, WorkerId,
+    volume::{Filesystem, VolumeSnapshot},
+};
 use serde::{Deserialize, Serialize};
 
 /// A volume as its worker publishes it.
@@ -30,6 +33,9 @@ pub struct CreateVolume {
     pub name: String,
     /// Name of its app.
     pub app: AppName,
+    /// The app's organisation, by slug: its snapshots are kept with those of it.
+    #[serde(default = "personal")]
+    pub org: String,
     /// Region it was placed in.
     pub region: RegionCode,
     /// Size, GiB.
@@ -40,10 +46,43 @@ pub struct CreateVolume {
     pub filesystem: Filesystem,
     /// A volume of the same worker to copy.
     pub source: Option<VolumeId>,
+    /// A snapshot to make it from.
+    #[serde(default)]
+    pub snapshot: Option<SnapshotSource>,
     /// Days for which snapshots are kept.
     pub snapshot_retention: u32,
     /// Whether a snapshot is taken each day.
     pub auto_backup_enabled: bool,
+}
+
+fn personal() -> String {
+    "personal".to_owned()
+}
+
+/// Which snapshot a volume is made from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotSource {
+    /// Its id.
+    pub snapshot: SnapshotId,
+    /// The volume that it is of, of the same organisation.
+    pub volume: VolumeId,
+}
+
+/// A snapshot as the worker of its volume tells of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotRecord {
+    /// The volume that it is of, which may be gone.
+    pub volume: VolumeId,
+    /// That volume's name.
+    pub name: String,
+    /// Name of that volume's app.
+    pub app: AppName,
+    /// What is on it.
+    pub filesystem: Filesystem,
+    /// Whether the volume was encrypted.
+    pub encrypted: bool,
+    /// The snapshot as the API shows it.
+    pub snapshot: VolumeSnapshot,
 }
 
 /// A change of one volume.

@@ -46,7 +46,13 @@ impl Volume {
     /// For a launch, locked.
     async fn disk(&self, index: u8) -> VolumeDisk {
         let passphrase = Some(self.passphrase.clone());
-        VolumeDisk { index, file: Arc::new(self.open().await), passphrase, size: VOLUME_BYTES }
+        VolumeDisk {
+            index,
+            file: Arc::new(self.open().await),
+            passphrase,
+            size: VOLUME_BYTES,
+            backing: None,
+        }
     }
 
     /// For a launch that can't open it.

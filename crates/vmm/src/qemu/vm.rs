@@ -1,6 +1,7 @@
 //! A running VM process of a machine.
 
 use std::{
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -22,8 +23,8 @@ use super::{
     snapshot, suspend, volumes,
 };
 use crate::{
-    AgentStream, Pause, Slot, Start, StartKind, Vm, VmExit, VmmError, process::Process,
-    record::Saving, socket,
+    AgentStream, Hydration, Pause, PointInTime, Slot, Start, StartKind, Vm, VmExit, VmmError,
+    VolumeExport, process::Process, record::Saving, socket,
 };
 
 /// How long a VM process that is killed may take to write what its guest has written to volumes:
@@ -165,6 +166,22 @@ impl Vm for QemuVm {
             volumes::resize(&mut qmp, index, bytes)
         });
         resizing.await.map_err(panicked)?
+    }
+
+    async fn begin_snapshot(&self, _: u8, _: PointInTime) -> Result<VolumeExport, VmmError> {
+        todo!()
+    }
+
+    async fn end_snapshot(&self, _: u8, _: bool) -> Result<(), VmmError> {
+        todo!()
+    }
+
+    async fn clone_volume(&self, _: u8, _: OwnedFd) -> Result<(), VmmError> {
+        todo!()
+    }
+
+    async fn hydrate(&self, _: u8) -> Result<Hydration, VmmError> {
+        todo!()
     }
 
     fn pause(&self) -> watch::Receiver<Option<Pause>> {

@@ -144,7 +144,7 @@ mod tests {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(&[0; SIZE_AT as usize]).unwrap();
         file.write_all(&size.to_be_bytes()).unwrap();
-        VolumeDisk { index: 1, file: Arc::new(file.into()), passphrase, size }
+        VolumeDisk { index: 1, file: Arc::new(file.into()), passphrase, size, backing: None }
     }
 
     #[test]

@@ -120,7 +120,7 @@ async fn open_one(context: &Context, id: &VolumeId) -> Result<Writer, Failure> {
 fn disk(index: u8, writer: Writer) -> VolumeDisk {
     let passphrase = writer.key().map(|key| Passphrase::new(key.passphrase().to_string()));
     let size = writer.volume().size.bytes();
-    VolumeDisk { index, file: Arc::new(writer.into_descriptor()), passphrase, size }
+    VolumeDisk { index, file: Arc::new(writer.into_descriptor()), passphrase, size, backing: None }
 }
 
 impl Opened {

@@ -37,6 +37,8 @@ pub(super) fn record(shared: &Shared, entry: &Entry) -> VolumeRecord {
         host_status: "ok".to_owned(),
         kind: "local".to_owned(),
         generation: shared.volumes.files.get(&row.id).map_or(0, |volume| volume.generation),
+        last_snapshot_at: None,
+        bytes_since_snapshot: None,
         deleted_until: row.deleted_at.map(|at| time::milliseconds(kept_until(at).into())),
         operation: operation(row, entry.progress),
     };

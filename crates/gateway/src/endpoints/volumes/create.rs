@@ -233,6 +233,8 @@ async fn hand_over(
         id: placed.id.clone(),
         name: placed.name.clone(),
         app: wanted.app.name.clone(),
+        org: wanted.app.organization.slug.clone(),
+        snapshot: None,
         region: placed.region.clone(),
         size_gb: wanted.size_gb,
         encrypted: source

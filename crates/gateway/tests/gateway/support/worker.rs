@@ -178,6 +178,8 @@ impl FakeWorker {
             encrypted: true,
             filesystem: Filesystem::Ext4,
             source: None,
+            org: "personal".to_owned(),
+            snapshot: None,
             snapshot_retention: 5,
             auto_backup_enabled: true,
         };
@@ -367,6 +369,10 @@ impl FakeWorker {
             request @ (WorkerRequest::CreateVolume(_)
             | WorkerRequest::ActOnVolume { .. }
             | WorkerRequest::GetVolume { .. }
+            | WorkerRequest::TakeSnapshot { .. }
+            | WorkerRequest::ListSnapshots { .. }
+            | WorkerRequest::GetSnapshot { .. }
+            | WorkerRequest::DeleteSnapshot { .. }
             | WorkerRequest::ListVolumes { .. }) => self.state().volumes(&self.id, request),
             WorkerRequest::Drain { .. } => Ok(WorkerReply::Drained { stopped: 0 }),
             // Nobody but the proxy asks for it.

@@ -30,6 +30,8 @@ pub fn new_volume() -> CreateVolume {
         encrypted: false,
         filesystem: Filesystem::Ext4,
         source: None,
+        org: "personal".to_owned(),
+        snapshot: None,
         snapshot_retention: 5,
         auto_backup_enabled: true,
     }

@@ -143,7 +143,7 @@ impl<'a> Wanted<'a> {
                         old.id
                     ))?,
                 }
-                last.map(|last| last.id)
+                last.map(|last| last.id.to_string())
             }
             Some(id) => {
                 printer.out(format_args!("Creating new volume from snapshot: {id}"))?;

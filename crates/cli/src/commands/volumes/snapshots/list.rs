@@ -37,8 +37,8 @@ pub async fn run(list: List, session: &Session) -> Result<(), CliError> {
     let now = Timestamp::now();
     let row = |snapshot: &VolumeSnapshot| {
         vec![
-            snapshot.id.clone(),
-            snapshot.status.clone(),
+            snapshot.id.to_string(),
+            snapshot.status.as_str().to_owned(),
             size::mebibytes(snapshot.size),
             size::mebibytes(snapshot.volume_size),
             time::relative(&snapshot.created_at, now),

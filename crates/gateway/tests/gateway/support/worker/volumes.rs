@@ -38,6 +38,8 @@ pub fn new_volume(create: &CreateVolume, worker: &WorkerId) -> Volume {
         host_status: "ok".to_owned(),
         kind: "local".to_owned(),
         generation: 0,
+        last_snapshot_at: None,
+        bytes_since_snapshot: None,
         deleted_until: None,
         operation: None,
     }
