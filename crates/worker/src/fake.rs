@@ -37,7 +37,7 @@ use tokio::sync::watch;
 pub use crate::adapters::image_error;
 use crate::{
     Clock, Drivers, Finding, Probe, Prober, WorkerConfig,
-    host::{HostNetwork, Images},
+    host::{HostNetwork, Images, NbdExports},
 };
 
 /// How long the files of volumes may be in use.
@@ -83,6 +83,8 @@ pub fn drivers(
         network: Arc::new(network.clone()),
         prober: Arc::new(FakeProber::default()),
         volumes: volumes(directory, |_| ())?,
+        snapshots: None,
+        exports: Arc::new(NbdExports),
     })
 }
 
