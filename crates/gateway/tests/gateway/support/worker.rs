@@ -82,6 +82,8 @@ pub struct State {
     pub volume_errors: VecDeque<ApiError>,
     /// In the order in which they were taken.
     pub snapshots: Vec<SnapshotRecord>,
+    /// It says nothing of them.
+    pub silent_snapshots: bool,
     /// Every machine runs a moment after each change.
     pub prompt: bool,
 }

@@ -1,7 +1,7 @@
 //! Volumes of the scripted worker: there at once, and attached as soon as a machine has them.
 
 use caddis_api::{
-    ApiError, MachineId, SnapshotId, UnixMillis, Volume, VolumeId, WorkerId,
+    ApiError, ErrorCode, MachineId, SnapshotId, UnixMillis, Volume, VolumeId, WorkerId,
     config::Mount,
     volume::{SnapshotStatus, VolumeSnapshot, VolumeState, zone_of},
 };
@@ -161,6 +161,9 @@ impl State {
             }
             WorkerRequest::ListSnapshots { volume } => {
                 self.snapshots_where(|known| known.volume == volume)
+            }
+            WorkerRequest::GetSnapshot { .. } if self.silent_snapshots => {
+                return Err(ApiError::new(ErrorCode::Unavailable, "not now"));
             }
             WorkerRequest::GetSnapshot { snapshot } => {
                 self.snapshots_where(|known| known.snapshot.id == snapshot)
