@@ -260,6 +260,8 @@ impl Server {
         };
         let vmm = Arc::new(vmm);
         let drivers = Drivers {
+            snapshots: Some(snapshots),
+            exports: Arc::new(NbdExports),
             vmm: vmm.clone(),
             images: Arc::new(images),
             network: network.clone(),

@@ -54,8 +54,8 @@ pub struct VolumeExport {
     pub socket: PathBuf,
     /// Name of the export.
     pub name: String,
-    /// Name of the dirty bitmap that says what has changed since the previous snapshot, if that is
-    /// known: `qemu:dirty-bitmap:NAME`.
+    /// NAME of the dirty bitmap that says what has changed since the previous snapshot, if that is
+    /// known; its context is `qemu:dirty-bitmap:NAME`.
     pub changed: Option<String>,
 }
 
@@ -77,6 +77,13 @@ pub enum Hydration {
     /// It needs no backing any more.
     Done,
 }
+
+/// Why something is refused of a volume that a VM does not have.
+pub(crate) const MISSING: &str = "the VM has no such volume";
+/// Why something is refused of a volume of which a snapshot is open.
+pub(crate) const SNAPSHOT_OPEN: &str = "a snapshot of it is being taken";
+/// Why something is refused of a volume that still has a backing.
+pub(crate) const RESTORING: &str = "it is still being restored";
 
 impl VolumeDisk {
     /// Its role.

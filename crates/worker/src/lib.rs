@@ -148,6 +148,7 @@ impl Worker {
             tokio::spawn(housekeeping::announce(shared.clone())),
             tokio::spawn(volumes::purge(shared.clone())),
             tokio::spawn(volumes::watch_usage(shared.clone())),
+            tokio::spawn(volumes::snapshots::run(shared.clone())),
             tokio::spawn(disturbance::note(shared.clone())),
         ];
         Ok(Self { shared, requests, background })

@@ -8,11 +8,13 @@ use caddis_api::{
     volume::{Filesystem, VolumeState},
 };
 use caddis_guest_protocol::spec::{MountSpec, VolumeFilesystem};
-use caddis_vmm::{Passphrase, VolumeDisk};
+use caddis_vmm::{Backing, Passphrase, VolumeDisk};
 use caddis_volume::{Volume, VolumeError, Writer};
 
 use super::{Context, Failure, RunningVmHandle, blocking, launch::is_resume};
-use crate::volumes::{SavedVolume, extension_seen, once_free, volume_error};
+use crate::volumes::{
+    SavedVolume, Wanted, backing, extension_seen, once_free, volume_error,
+};
 
 /// How long a start waits for volumes that are being made. An encrypted one takes seconds, a copy
 /// as long as its source is large.
@@ -83,10 +85,10 @@ pub(super) async fn open(context: &Context) -> Result<Opened, Failure> {
             Err(failure) => Err(failure),
         };
         match opened {
-            Ok(writer) => {
+            Ok((writer, backing)) => {
                 let volume = writer.volume().clone();
                 all.opened.push((volume, writer.previous_generation()));
-                all.disks.push(disk(index, writer));
+                all.disks.push(disk(index, writer, backing));
             }
             Err(failure) => {
                 all.give_back(context).await;
@@ -97,14 +99,22 @@ pub(super) async fn open(context: &Context) -> Result<Opened, Failure> {
     Ok(all)
 }
 
-async fn open_one(context: &Context, id: &VolumeId) -> Result<Writer, Failure> {
+async fn open_one(
+    context: &Context,
+    id: &VolumeId,
+) -> Result<(Writer, Option<Backing>), Failure> {
     check(context, id)?;
+    let volumes = &context.shared.volumes;
+    // Whoever reads it for a snapshot, or copies to it, ends that, and begins nothing until the VM
+    // has it.
+    let _wanted = volumes.background.want(id).await;
+    let backing = backing(&context.shared, id).await.map_err(Failure::retry)?;
     let holder = format!("machine {}", context.row.id);
-    let files = &context.shared.volumes.files;
+    let files = &volumes.files;
     match once_free(&context.shared.clock, || files.open_writer(id, &holder)).await {
         Ok(writer) => {
             extension_seen(&context.shared, id).await;
-            Ok(writer)
+            Ok((writer, backing))
         }
         Err(
             error @ (VolumeError::InUse { .. }
@@ -117,10 +127,10 @@ async fn open_one(context: &Context, id: &VolumeId) -> Result<Writer, Failure> {
     }
 }
 
-fn disk(index: u8, writer: Writer) -> VolumeDisk {
+fn disk(index: u8, writer: Writer, backing: Option<Backing>) -> VolumeDisk {
     let passphrase = writer.key().map(|key| Passphrase::new(key.passphrase().to_string()));
     let size = writer.volume().size.bytes();
-    VolumeDisk { index, file: Arc::new(writer.into_descriptor()), passphrase, size, backing: None }
+    VolumeDisk { index, file: Arc::new(writer.into_descriptor()), passphrase, size, backing }
 }
 
 impl Opened {
@@ -200,6 +210,18 @@ pub(super) async fn catch_up(context: &Context, live: &RunningVmHandle) -> Resul
         }
     }
     Ok(())
+}
+
+/// Ends the snapshots that are being taken of the machine's volumes; none begins until what this
+/// returns is dropped.
+pub(super) async fn wanted(context: &Context) -> Vec<Wanted> {
+    let background = &context.shared.volumes.background;
+    let ids = mounts(context).filter_map(|(_, _, id)| id.ok());
+    let mut wanted = Vec::new();
+    for id in ids {
+        wanted.push(background.want(&id).await);
+    }
+    wanted
 }
 
 /// The volumes of a machine that is about to be saved. What is changed of them from here on can't

@@ -1,0 +1,124 @@
+//! Removing what no snapshot has: mark and sweep per organisation.
+
+use std::collections::HashSet;
+
+use futures::{StreamExt as _, TryStreamExt as _};
+use jiff::Timestamp;
+
+use super::{
+    Inner, READ_AT_ONCE, Swept,
+    keys::{Id, Keys},
+    manifest::Segment,
+};
+use crate::{SnapshotError, SnapshotName};
+
+/// Ids that are held at once: 64 MiB. Where an organisation has more chunks, they are gone through
+/// in several passes, each of which is for a part of them.
+const MARKED_AT_ONCE: u64 = 2 << 20;
+/// Objects that are listed before those of them that are garbage are removed.
+const REMOVED_AT_ONCE: usize = 1000;
+
+impl Inner {
+    pub(super) async fn sweep(&self) -> Result<Swept, SnapshotError> {
+        let mut swept = Swept::default();
+        let mut failed = None;
+        for organization in self.objects.list_parts("organizations").await? {
+            let Ok(_exclusive) = self.gate(&organization).try_write_owned() else {
+                swept.busy += 1;
+                continue;
+            };
+            if let Err(error) = self.sweep_organization(&organization, &mut swept).await {
+                tracing::warn!(organization, %error, "cannot sweep snapshots");
+                failed.get_or_insert(error);
+            }
+        }
+        match failed {
+            Some(error) => Err(error),
+            None => Ok(swept),
+        }
+    }
+
+    async fn sweep_organization(
+        &self,
+        organization: &str,
+        swept: &mut Swept,
+    ) -> Result<(), SnapshotError> {
+        let keys = self.keys(organization)?;
+        let grace = i64::try_from(self.options.grace.as_millis()).unwrap_or(i64::MAX);
+        let before = Timestamp::now().as_millisecond().saturating_sub(grace);
+        let names = self.names(organization).await?;
+        let (segments, ids) = self.segments(&keys, &names).await?;
+        let chunks: u64 = segments.iter().map(|(_, segment)| segment.count as u64).sum();
+        let passes = u128::from(chunks.div_ceil(MARKED_AT_ONCE).max(1));
+        for pass in 0..passes {
+            let mut marked = HashSet::new();
+            let mut read = futures::stream::iter(&segments)
+                .map(async |(name, segment)| self.entries(&keys, name, segment).await)
+                .buffer_unordered(READ_AT_ONCE);
+            while let Some(entries) = read.try_next().await? {
+                let ids = entries.iter().map(|entry| entry.id.short());
+                marked.extend(ids.filter(|id| id % passes == pass));
+            }
+            let is_garbage = |id: &Id| {
+                let id = id.short();
+                id % passes == pass && !marked.contains(&id)
+            };
+            let prefix = format!("organizations/{organization}/chunks");
+            self.remove(&prefix, before, is_garbage, swept).await?;
+        }
+        let prefix = format!("organizations/{organization}/segments");
+        self.remove(&prefix, before, |id| !ids.contains(id), swept).await
+    }
+
+    /// The segments that these snapshots have, each once, and their ids.
+    async fn segments<'a>(
+        &self,
+        keys: &Keys,
+        names: &'a [SnapshotName],
+    ) -> Result<(Vec<(&'a SnapshotName, Segment)>, HashSet<Id>), SnapshotError> {
+        let (mut segments, mut ids) = (Vec::new(), HashSet::new());
+        let mut read = futures::stream::iter(names)
+            .map(async |name| (name, self.manifest(keys, name).await))
+            .buffer_unordered(READ_AT_ONCE);
+        while let Some((name, manifest)) = read.next().await {
+            let manifest = match manifest {
+                // Removed since it was listed.
+                Err(SnapshotError::NotFound(_)) => continue,
+                manifest => manifest?,
+            };
+            for segment in (0..manifest.segments.len()).map(|index| manifest.segment(index)) {
+                if segment.id.is_some_and(|id| ids.insert(id)) {
+                    segments.push((name, segment));
+                }
+            }
+        }
+        Ok((segments, ids))
+    }
+
+    /// Removes what is garbage and was written before an instant, milliseconds since 1970.
+    async fn remove(
+        &self,
+        prefix: &str,
+        before: i64,
+        is_garbage: impl Fn(&Id) -> bool,
+        swept: &mut Swept,
+    ) -> Result<(), SnapshotError> {
+        let mut listed = self.objects.list(prefix).try_chunks(REMOVED_AT_ONCE);
+        while let Some(metas) = listed.next().await {
+            let metas = metas.map_err(|error| error.1)?;
+            let garbage = metas.into_iter().filter(|meta| {
+                let id = meta.location.filename().and_then(Id::parse);
+                id.is_some_and(|id| is_garbage(&id))
+                    && meta.last_modified.timestamp_millis() < before
+            });
+            let garbage: Vec<_> = garbage.collect();
+            let bytes: u64 = garbage.iter().map(|meta| meta.size).sum();
+            let count = garbage.len() as u64;
+            let locations = garbage.into_iter().map(|meta| meta.location).collect();
+            self.objects.delete_all(locations).await?;
+            swept.chunks += count;
+            swept.bytes += bytes;
+        }
+        Ok(())
+    }
+}
