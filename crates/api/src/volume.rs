@@ -160,7 +160,8 @@ impl VolumeState {
 
     /// Whether a machine can have it.
     pub fn is_mountable(self) -> bool {
-        matches!(self, Self::Creating | Self::Created | Self::Extending | Self::Hydrating)
+        use VolumeState as S;
+        matches!(self, S::Creating | S::Created | S::Extending | S::Restoring | S::Hydrating)
     }
 
     /// Whether it is deleted.

@@ -20,8 +20,8 @@ use caddis_guest_protocol::{
 use tokio::time::timeout;
 
 use crate::{
-    Disk, DiskFormat, DiskRole, LaunchSpec, Passphrase, PoolUse, Slot, SlotPool, StartKind, Vm,
-    VmExit, Vmm, VmmError, VolumeDisk,
+    Disk, DiskFormat, DiskRole, Hydration, LaunchSpec, Passphrase, PointInTime, PoolUse, Slot,
+    SlotPool, StartKind, Vm, VmExit, Vmm, VmmError, VolumeDisk,
 };
 
 mod volumes;
@@ -87,6 +87,11 @@ macro_rules! driver_contract {
             a_machine_with_volumes_goes_on_after_it_was_saved,
             a_warm_vm_gets_the_volumes_of_its_machine,
             a_volume_that_cannot_be_opened_is_an_error_and_leaves_nothing,
+            a_snapshot_is_open_until_it_is_ended_and_the_next_knows_what_has_changed,
+            a_snapshot_that_is_open_ends_with_its_vm_and_by_the_next_server,
+            a_machine_is_not_saved_while_a_snapshot_is_open,
+            a_volume_in_use_is_cloned_where_the_file_system_can,
+            a_volume_without_a_backing_is_whole,
         }
     };
     ($fixture:expr; $($check:ident),* $(,)?) => {

@@ -385,6 +385,9 @@ impl Vm for FakeVm {
             (fails, faults.save_delay)
         };
         tokio::time::sleep(delay).await;
+        if let Some(reason) = self.in_the_way_of_saving() {
+            return Err(VmmError::NotSaved { reason });
+        }
         if fails {
             return Err(VmmError::NotSaved { reason: "told to fail".to_owned() });
         }

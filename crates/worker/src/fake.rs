@@ -24,7 +24,7 @@ use caddis_image::{
     Digest, ImageConfig, ImageReference, OwnFile, Progress, ResolvedImage, RootDisk,
 };
 use caddis_network::MachineAddresses;
-use caddis_snapshot::{Location, SnapshotStore, StoreKey};
+use caddis_snapshot::{Location, Options, SnapshotStore, StoreKey};
 use caddis_vmm::{
     Patch, SlotPool, VmmError,
     fake::{FakeHost, FakeVmm},
@@ -113,7 +113,7 @@ pub fn volumes(directory: &Path, change: impl FnOnce(&mut StoreConfig)) -> io::R
     }
 }
 
-/// The snapshot store below `directory`.
+/// The snapshot store below `directory`, which sweeps also what was just written.
 ///
 /// # Errors
 /// When its directory can't be used.
@@ -121,7 +121,8 @@ pub fn snapshot_store(directory: &Path) -> io::Result<SnapshotStore> {
     let location = Location::Directory(directory.join("snapshots"));
     let key = StoreKey { bytes: [7; 32].into(), id: "fake".to_owned() };
     let config = caddis_snapshot::StoreConfig { location, key };
-    SnapshotStore::open(config).map_err(io::Error::other)
+    let options = Options { grace: Duration::ZERO, ..Options::default() };
+    SnapshotStore::open_with(config, options).map_err(io::Error::other)
 }
 
 /// The slots of such a host.

@@ -52,8 +52,13 @@ impl Inner {
         let passes = u128::from(chunks.div_ceil(MARKED_AT_ONCE).max(1));
         for pass in 0..passes {
             let mut marked = HashSet::new();
-            let mut read = futures::stream::iter(&segments)
-                .map(async |(name, segment)| self.entries(&keys, name, segment).await)
+            // By number: a closure over references would not be `Send` for all of them.
+            let (keys, segments) = (&keys, &segments);
+            let mut read = futures::stream::iter(0..segments.len())
+                .map(|index| async move {
+                    let (name, segment) = &segments[index];
+                    self.entries(keys, name, segment).await
+                })
                 .buffer_unordered(READ_AT_ONCE);
             while let Some(entries) = read.try_next().await? {
                 let ids = entries.iter().map(|entry| entry.id.short());
@@ -77,8 +82,8 @@ impl Inner {
         names: &'a [SnapshotName],
     ) -> Result<(Vec<(&'a SnapshotName, Segment)>, HashSet<Id>), SnapshotError> {
         let (mut segments, mut ids) = (Vec::new(), HashSet::new());
-        let mut read = futures::stream::iter(names)
-            .map(async |name| (name, self.manifest(keys, name).await))
+        let mut read = futures::stream::iter(0..names.len())
+            .map(|index| async move { (&names[index], self.manifest(keys, &names[index]).await) })
             .buffer_unordered(READ_AT_ONCE);
         while let Some((name, manifest)) = read.next().await {
             let manifest = match manifest {

@@ -232,6 +232,20 @@ impl FakeVm {
         })
     }
 
+    /// Why it can't be saved now.
+    pub(super) fn in_the_way_of_saving(&self) -> Option<String> {
+        let (volumes, snapshots) = (self.volumes.lock(), self.snapshots.lock());
+        volumes.iter().find_map(|volume| {
+            let open = snapshots.get(&volume.index).and_then(|snapshots| snapshots.open.as_ref());
+            let reason = match (&volume.backing, open) {
+                (Some(_), _) => volume::RESTORING,
+                (None, Some(_)) => volume::SNAPSHOT_OPEN,
+                (None, None) => return None,
+            };
+            Some(format!("{}: {reason}", volume.role().name()))
+        })
+    }
+
     pub(super) fn resize(&self, index: u8, bytes: u64) -> Result<(), VmmError> {
         let mut volumes = self.volumes.lock();
         let volume = volumes.iter_mut().find(|volume| volume.index == index);

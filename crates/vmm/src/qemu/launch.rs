@@ -36,6 +36,9 @@ pub(super) const CONTROL_SOCKET: &str = "control.sock";
 /// Name of the socket that QEMU is told things by.
 pub(super) const QMP_SOCKET: &str = "qmp.sock";
 
+/// Name of the socket that volumes are read from while snapshots of them are taken.
+pub(super) const NBD_SOCKET: &str = "nbd.sock";
+
 /// Threads beside those of processors: main loop, RCU, workers of the block layer.
 const THREADS: u32 = 128;
 
@@ -443,7 +446,7 @@ pub(super) fn clear(directory: &Path, cgroups: Option<&CgroupRoot>, cgroup: &str
             failed("cgroup", &error);
         }
     }
-    for name in [CONTROL_SOCKET, QMP_SOCKET] {
+    for name in [CONTROL_SOCKET, QMP_SOCKET, NBD_SOCKET] {
         if let Err(error) = socket::remove(directory, name) {
             failed("socket", &error);
         }

@@ -1,5 +1,5 @@
 //! QEMU's control protocol, as much of it as we use: one command at a time, each answered, and the
-//! one event that tells how a migration goes. Blocks; for blocking threads only.
+//! events that tell how a migration goes and that an export is gone. Blocks; for blocking threads only.
 
 use std::{
     io::{self, BufRead as _, BufReader, IoSlice, Read as _},
@@ -26,6 +26,8 @@ pub(crate) struct Qmp {
     stream: UnixStream,
     reader: BufReader<UnixStream>,
     migration: Option<String>,
+    /// Exports that are gone.
+    deleted: Vec<String>,
     /// The beginning of a line whose end has not come yet.
     begun: Vec<u8>,
 }
@@ -37,7 +39,8 @@ impl Qmp {
         stream.set_read_timeout(Some(TIMEOUT))?;
         stream.set_write_timeout(Some(TIMEOUT))?;
         let reader = BufReader::new(stream.try_clone()?);
-        let mut qmp = Self { stream, reader, migration: None, begun: Vec::new() };
+        let mut qmp =
+            Self { stream, reader, migration: None, deleted: Vec::new(), begun: Vec::new() };
         if qmp.line()?.get("QMP").is_none() {
             return Err(io::Error::other("QEMU sent no greeting"));
         }
@@ -56,13 +59,40 @@ impl Qmp {
     }
 
     /// Adds a descriptor to a set of them, from which files are opened by the name
-    /// `/dev/fdset/SET`.
+    /// `/dev/fdset/SET`. Which number it has there.
     pub(crate) fn add_descriptor(
         &mut self,
         set: u32,
         descriptor: BorrowedFd<'_>,
-    ) -> io::Result<()> {
-        self.send("add-fd", json!({ "fdset-id": set }), &[descriptor], TIMEOUT).map(|_| ())
+    ) -> io::Result<u64> {
+        let added = self.send("add-fd", json!({ "fdset-id": set }), &[descriptor], TIMEOUT)?;
+        let number = added.get("fd").and_then(Value::as_u64);
+        number.ok_or_else(|| io::Error::other("QEMU does not say which descriptor it has added"))
+    }
+
+    /// Has it close the descriptors of a set that nothing uses any more, if there are any.
+    pub(crate) fn remove_descriptors(&mut self, set: u32) -> io::Result<()> {
+        let sets = self.execute("query-fdsets", json!({}))?;
+        let mut sets = sets.as_array().into_iter().flatten();
+        match sets.any(|known| known["fdset-id"] == json!(set)) {
+            true => self.execute("remove-fd", json!({ "fdset-id": set })).map(drop),
+            false => Ok(()),
+        }
+    }
+
+    /// Ends an export and the connections to it, and waits until it is gone.
+    pub(crate) fn delete_export(&mut self, id: &str) -> io::Result<()> {
+        let deadline = Instant::now() + TIMEOUT;
+        self.deleted.clear();
+        self.execute("block-export-del", json!({ "id": id, "mode": "hard" }))?;
+        while !self.deleted.iter().any(|deleted| deleted == id) {
+            if Instant::now() > deadline {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            let line = self.line()?;
+            self.note(&line);
+        }
+        Ok(())
     }
 
     /// Writes the state of all devices, and no memory, of a VM that stands still to a pipe: QEMU
@@ -181,9 +211,11 @@ impl Qmp {
     }
 
     fn note(&mut self, line: &Value) {
-        if line.get("event").and_then(Value::as_str) == Some("MIGRATION") {
-            self.migration =
-                line.pointer("/data/status").and_then(Value::as_str).map(str::to_owned);
+        let told = |field: &str| line.pointer(field).and_then(Value::as_str).map(str::to_owned);
+        match line.get("event").and_then(Value::as_str) {
+            Some("MIGRATION") => self.migration = told("/data/status"),
+            Some("BLOCK_EXPORT_DELETED") => self.deleted.extend(told("/data/id")),
+            _ => {}
         }
     }
 

@@ -24,6 +24,7 @@ use super::{
     pause::IO_ERROR,
     qmp::Qmp,
     snapshot::{self, Content, LARGEST_STATE},
+    volumes::Nodes,
 };
 use crate::{VmmError, process::Process, record::Saving};
 
@@ -56,6 +57,9 @@ impl Standing<'_> {
 
     fn try_save(&self, file: &Path, cancelled: &AtomicBool) -> io::Result<()> {
         let mut qmp = Qmp::connect(self.directory, QMP_SOCKET)?;
+        if let Some(reason) = Nodes::query(&mut qmp)?.in_the_way_of_saving() {
+            return Err(io::Error::other(reason));
+        }
         match qmp.status()?.as_str() {
             RUNNING => {}
             IO_ERROR => {
@@ -153,7 +157,7 @@ fn write_through(disks: &[File]) -> io::Result<()> {
 }
 
 /// QEMU's word for a VM that does not stand still.
-const RUNNING: &str = "running";
+pub(super) const RUNNING: &str = "running";
 
 /// Has the VM with this directory go on, if it stands still. Blocks.
 pub(super) fn unpause(directory: &Path) -> Result<(), VmmError> {

@@ -7,6 +7,9 @@
 //! add-fd ▸ secret ▸ qcow2 node ▸ the slot's node is reopened over it
 //!        ▸ [restored] the guest is told of the size
 //! ```
+//! A volume that is being restored has a backing (`volumes/hydrate.rs`), one of which a snapshot is
+//! taken a filter (`volumes/point.rs`).
+//!
 //!
 //! The secret stays as long as the process: when a VM goes on whose devices were saved, QEMU opens
 //! its qcow2 layers again, and looks it up again.
@@ -19,11 +22,23 @@ use std::{
 
 use serde_json::{Value, json};
 
+use self::layout::{Names, Part};
+pub(super) use self::{
+    clone::clone,
+    hydrate::hydrate,
+    layout::Nodes,
+    point::{begin as begin_snapshot, end as end_snapshot},
+};
 use super::{
     disks::{cache, over, sets},
     qmp::Qmp,
 };
-use crate::{DiskRole, Passphrase, VmmError, VolumeDisk};
+use crate::{Passphrase, VmmError, VolumeDisk, volume};
+
+mod clone;
+mod hydrate;
+mod layout;
+mod point;
 
 /// Where a qcow2 says its size (docs/interop/qcow2.txt of QEMU), big endian.
 const SIZE_AT: u64 = 24;
@@ -58,17 +73,20 @@ fn attach_one(qmp: &mut Qmp, volume: &VolumeDisk, guest: Guest) -> io::Result<()
         let text = format!("its file has {size} bytes, more than the {} it should", volume.size);
         return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
     }
-    let (role, slot) = (volume.role(), volume.role().name());
-    let (node, secret) = (format!("machine-{slot}"), format!("key-{slot}"));
-    qmp.add_descriptor(own_set(role), volume.file.as_fd())?;
+    let (role, names) = (volume.role(), Names::of(volume.index));
+    let (node, secret) = (names.part(Part::Machine), names.part(Part::Key));
+    let [_, own] = own_sets(&names);
+    qmp.add_descriptor(own, volume.file.as_fd())?;
     if let Some(passphrase) = &volume.passphrase {
         add_secret(qmp, &secret, passphrase)?;
     }
-    qmp.execute("blockdev-add", chain(volume, &node, &secret))?;
+    let backing = volume.backing.as_ref();
+    let backing = backing.map(|backing| hydrate::open(qmp, &names, backing)).transpose()?;
+    qmp.execute("blockdev-add", chain(volume, &names, backing))?;
     qmp.execute("blockdev-reopen", json!({ "options": [over(role, json!(node))] }))?;
     if guest == Guest::IsTold || size < volume.size {
         // Where it has that size already this makes QEMU tell the guest.
-        qmp.execute("block_resize", json!({ "node-name": slot, "size": volume.size }))?;
+        qmp.execute("block_resize", json!({ "node-name": names.slot, "size": volume.size }))?;
     }
     Ok(())
 }
@@ -87,9 +105,9 @@ fn virtual_size(volume: &VolumeDisk) -> io::Result<u64> {
     Ok(u64::from_be_bytes(size))
 }
 
-fn own_set(role: DiskRole) -> u32 {
-    let [_, own] = sets(role);
-    own
+/// Sets of descriptors of a volume: of what it is restored from, and of its file.
+fn own_sets(names: &Names) -> [u32; 2] {
+    sets(names.role())
 }
 
 /// A volume, as a block node of that name. Its file is locked once more in QEMU's own way, which
@@ -97,41 +115,43 @@ fn own_set(role: DiskRole) -> u32 {
 ///
 /// Zeroes are written as they are (`detect-zeroes`): a program that fills a file with them before
 /// it uses it wants the space to be there later.
-fn chain(volume: &VolumeDisk, node: &str, secret: &str) -> Value {
+fn chain(volume: &VolumeDisk, names: &Names, backing: Option<String>) -> Value {
     let role = volume.role();
+    let [_, own] = own_sets(names);
     let mut chain = json!({
-        "driver": "qcow2", "node-name": node, "backing": null, "cache": cache(role),
-        "discard": "unmap", "detect-zeroes": "off",
+        "driver": "qcow2", "node-name": names.part(Part::Machine), "backing": backing,
+        "cache": cache(role), "discard": "unmap", "detect-zeroes": "off",
         "file": {
-            "driver": "file", "filename": format!("/dev/fdset/{}", own_set(role)),
-            "locking": "on", "cache": cache(role), "discard": "unmap",
+            "driver": "file", "filename": format!("/dev/fdset/{own}"), "locking": "on",
+            "cache": cache(role), "discard": "unmap",
         },
     });
     if volume.passphrase.is_some() {
-        chain["encrypt"] = json!({ "format": "luks", "key-secret": secret });
+        chain["encrypt"] = json!({ "format": "luks", "key-secret": names.part(Part::Key) });
     }
     chain
 }
 
 /// Has the file of a volume grow to so many bytes, and the guest told.
+///
+/// Not while a snapshot of it is open, since QEMU 7.2 aborts when a bitmap that is exported grows;
+/// nor while it is copied from its backing, which QEMU refuses.
 pub(super) fn resize(qmp: &mut Qmp, index: u8, bytes: u64) -> Result<(), VmmError> {
-    let slot = DiskRole::Volume(index).name();
-    let failed = |error| VmmError::io(format!("resize {slot}"))(error);
-    let refused = |reason: String| VmmError::InvalidDisk { name: slot.clone(), reason };
-    let nodes = qmp.execute("query-named-block-nodes", json!({ "flat": true })).map_err(failed)?;
-    let mut nodes = nodes.as_array().into_iter().flatten();
-    let node = nodes.find(|node| node["node-name"] == json!(slot));
-    let size = node.and_then(|node| node.pointer("/image/virtual-size")?.as_u64());
-    match size {
-        None | Some(0) => Err(refused("the VM has no such volume".to_owned())),
-        Some(size) if size > bytes => {
-            Err(refused(format!("it has {size} bytes, and is not made smaller")))
-        }
-        Some(_) => {
-            let options = json!({ "node-name": slot, "size": bytes });
-            qmp.execute("block_resize", options).map(drop).map_err(failed)
-        }
+    let names = Names::of(index);
+    let failed = || names.failed("resize");
+    let nodes = Nodes::query(qmp).map_err(failed())?;
+    let size = nodes.size(&names)?;
+    if size > bytes {
+        return Err(names.refused(format!("it has {size} bytes, and is not made smaller")));
     }
+    if nodes.is_snapshot_open(&names) {
+        return Err(names.refused(volume::SNAPSHOT_OPEN));
+    }
+    if nodes.has(&names, Part::Stream) {
+        return Err(names.refused(volume::RESTORING));
+    }
+    let options = json!({ "node-name": names.slot, "size": bytes });
+    qmp.execute("block_resize", options).map(drop).map_err(failed())
 }
 
 #[cfg(test)]
@@ -155,13 +175,14 @@ mod tests {
     #[test]
     fn flushes_are_real_no_file_is_named_and_a_secret_only_by_its_id() {
         let passphrase = Passphrase::new("secret words".to_owned());
-        let encrypted = chain(&volume(1, Some(passphrase)), "machine-volume1", "key-volume1");
-        let plain = chain(&volume(1, None), "machine-volume1", "key-volume1");
+        let names = Names::of(1);
+        let encrypted = chain(&volume(1, Some(passphrase)), &names, None);
+        let plain = chain(&volume(1, None), &names, None);
         for chain in [&encrypted, &plain] {
             let text = chain.to_string();
             assert!(text.contains("\"no-flush\":false") && !text.contains("\"no-flush\":true"));
             assert_eq!(chain["backing"], Value::Null);
-            let set = own_set(DiskRole::Volume(1));
+            let [_, set] = own_sets(&names);
             assert_eq!(chain["file"]["filename"], json!(format!("/dev/fdset/{set}")));
             assert!(!text.contains("secret words"));
         }

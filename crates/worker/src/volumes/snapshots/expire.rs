@@ -45,8 +45,8 @@ pub(super) async fn run(shared: &Arc<Shared>) {
             }
         }
         if sweep.is_due(shared.clock.now()) {
-            sweep = Sweep { last: shared.clock.now(), is_needed: false };
-            sweep_store(&store).await;
+            let is_needed = !sweep_store(&store).await;
+            sweep = Sweep { last: shared.clock.now(), is_needed };
         }
         let next = if tries > 0 { backoff::wait(tries).min(INTERVAL) } else { INTERVAL };
         tokio::select! {
@@ -69,12 +69,17 @@ impl Sweep {
     }
 }
 
-async fn sweep_store(store: &SnapshotStore) {
+/// False where something of it is left to be swept.
+async fn sweep_store(store: &SnapshotStore) -> bool {
     match store.sweep().await {
         Ok(swept) => {
             tracing::debug!(chunks = swept.chunks, bytes = swept.bytes, "swept the snapshot store");
+            swept.busy == 0
         }
-        Err(error) => tracing::warn!(%error, "can't sweep the snapshot store"),
+        Err(error) => {
+            tracing::warn!(%error, "can't sweep the snapshot store");
+            false
+        }
     }
 }
 
