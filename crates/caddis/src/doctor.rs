@@ -27,6 +27,7 @@ use crate::{
 };
 
 mod services;
+mod snapshots;
 
 /// What has not been tested by the project. KVM, a live systemd and cgroup v2 are tested on an
 /// emulated AMD processor (`make test-host`).
@@ -96,8 +97,9 @@ struct Report {
 pub async fn run(arguments: DoctorArguments) -> Result<ExitCode> {
     let settings = arguments.serve.resolve()?;
     let (server, network) = (server(&settings.data_dir).await, network(&settings.data_dir).await);
+    let snapshots = snapshots::check(&settings).await;
     let mut checks = tokio::task::spawn_blocking(move || checks(&settings)).await?;
-    checks.push(network);
+    checks.extend([snapshots, network]);
     checks.extend(server);
     let ok = checks.iter().all(|check| check.status != Status::Failed);
     let report = Report { ok, checks, not_yet_tested: NOT_YET_TESTED };

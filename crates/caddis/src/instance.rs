@@ -23,6 +23,7 @@ pub const IMAGES: &str = "images";
 pub const BOOT: &str = "boot";
 pub const TEMPLATES: &str = "templates";
 pub const VOLUMES: &str = "volumes";
+pub const SNAPSHOTS: &str = "snapshots";
 pub const ROOT_TOKEN: &str = "root.token";
 pub const INSTALLATION_KEY: &str = "installation.key";
 pub const RESERVE: &str = "reserve";

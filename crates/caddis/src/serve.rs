@@ -16,6 +16,7 @@ use caddis_gateway::{Gateway, GatewayParts};
 use caddis_image::{ImageStore, ImageStoreConfig};
 use caddis_names::InternalNames;
 use caddis_network::{Network, NetworkConfig, PublicAddresses};
+use caddis_snapshot::SnapshotStore;
 use caddis_vmm::{
     Accelerator, Qemu, QemuConfig, SlotPool,
     boot::{self, BootSource},
@@ -23,7 +24,7 @@ use caddis_vmm::{
     slot::SlotPoolConfig,
 };
 use caddis_volume::{StoreConfig, VolumeError, VolumeStore};
-use caddis_worker::{Clock, Drivers, NetworkProber, Worker, WorkerConfig, WorkerParts};
+use caddis_worker::{Clock, Drivers, NbdExports, NetworkProber, Worker, WorkerConfig, WorkerParts};
 use tokio::{net::TcpListener, signal::unix::SignalKind, task::spawn_blocking};
 use tracing::{info, warn};
 
@@ -119,13 +120,16 @@ async fn start(
         format!("can't listen on {}; choose another address with --listen", settings.listen)
     })?;
     let address = listener.local_addr()?;
-    let volumes = open_volumes(settings, instance, key).await?;
+    let files = Files {
+        volumes: open_volumes(settings, instance, key).await?,
+        snapshots: open_snapshots(settings, key)?,
+    };
     let starting = Server::start(
         settings,
         instance,
         address,
         max_connections,
-        volumes,
+        files,
         reserve,
         public_addresses,
     );
@@ -202,6 +206,12 @@ impl Signals {
     }
 }
 
+/// Where the data of apps is.
+struct Files {
+    volumes: VolumeStore,
+    snapshots: SnapshotStore,
+}
+
 struct Server {
     gateway: Gateway,
     worker: Worker,
@@ -214,7 +224,7 @@ impl Server {
         instance: &Instance,
         address: SocketAddr,
         max_connections: usize,
-        volumes: VolumeStore,
+        files: Files,
         reserve: Arc<Reserve>,
         public_addresses: &mut Option<PublicAddresses>,
     ) -> Result<Self> {
@@ -260,13 +270,13 @@ impl Server {
         };
         let vmm = Arc::new(vmm);
         let drivers = Drivers {
-            snapshots: Some(snapshots),
+            snapshots: Some(files.snapshots),
             exports: Arc::new(NbdExports),
             vmm: vmm.clone(),
             images: Arc::new(images),
             network: network.clone(),
             prober: Arc::new(NetworkProber::default()),
-            volumes,
+            volumes: files.volumes,
         };
         let worker =
             Worker::start(config, WorkerParts { bus: bus.clone(), drivers, hook: None }).await?;
@@ -351,6 +361,14 @@ async fn open_volumes(
             opened => return opened.context("can't open the volumes"),
         }
     }
+}
+
+/// Opens the snapshots. A store that does not answer is no reason not to start.
+fn open_snapshots(settings: &Settings, key: &InstallationKey) -> Result<SnapshotStore> {
+    let location = settings.snapshots.location()?;
+    info!(store = %location, "snapshots of volumes are kept");
+    let config = caddis_snapshot::StoreConfig { location, key: key.of_snapshots()? };
+    SnapshotStore::open(config).context("can't open the snapshot store")
 }
 
 async fn start_vmm(

@@ -230,6 +230,7 @@ impl Volumes {
             let id = volume.id;
             format!("volume {id} is not recorded, as after a restore; its files take space")
         }));
+        warnings.extend(self.snapshots.warning());
         warnings
     }
 

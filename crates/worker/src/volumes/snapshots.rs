@@ -123,6 +123,17 @@ impl Snapshots {
         rows.by_volume.values().flatten().filter(|row| holds(row)).cloned().collect()
     }
 
+    /// That some can't be taken for now, and why.
+    pub fn warning(&self) -> Option<String> {
+        let stuck = self.select(|row| row.is_pending() && row.next_try.is_some());
+        let last = stuck.iter().max_by_key(|row| row.next_try)?;
+        let count = match stuck.len() {
+            1 => "a snapshot waits".to_owned(),
+            count => format!("{count} snapshots wait"),
+        };
+        Some(format!("{count} to be taken: {}", last.error.as_deref().unwrap_or_default()))
+    }
+
     /// The last one of a volume that is there and stays.
     pub fn last(&self, volume: &VolumeId) -> Option<SnapshotRow> {
         let rows = self.rows();
