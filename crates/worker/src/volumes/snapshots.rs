@@ -125,7 +125,7 @@ impl Snapshots {
 
     /// That some can't be taken for now, and why.
     pub fn warning(&self) -> Option<String> {
-        let stuck = self.select(|row| row.is_pending() && row.next_try.is_some());
+        let stuck = self.select(|row| row.is_pending() && row.error.is_some());
         let last = stuck.iter().max_by_key(|row| row.next_try)?;
         let count = match stuck.len() {
             1 => "a snapshot waits".to_owned(),
