@@ -32,6 +32,7 @@ mod restart;
 mod services;
 mod shell;
 mod silence;
+mod snapshots;
 mod stand;
 mod streams;
 mod suspend;

@@ -12,9 +12,7 @@ use caddis_vmm::{Backing, Passphrase, VolumeDisk};
 use caddis_volume::{Volume, VolumeError, Writer};
 
 use super::{Context, Failure, RunningVmHandle, blocking, launch::is_resume};
-use crate::volumes::{
-    SavedVolume, Wanted, backing, extension_seen, once_free, volume_error,
-};
+use crate::volumes::{SavedVolume, Wanted, backing, extension_seen, once_free, volume_error};
 
 /// How long a start waits for volumes that are being made. An encrypted one takes seconds, a copy
 /// as long as its source is large.
@@ -99,10 +97,7 @@ pub(super) async fn open(context: &Context) -> Result<Opened, Failure> {
     Ok(all)
 }
 
-async fn open_one(
-    context: &Context,
-    id: &VolumeId,
-) -> Result<(Writer, Option<Backing>), Failure> {
+async fn open_one(context: &Context, id: &VolumeId) -> Result<(Writer, Option<Backing>), Failure> {
     check(context, id)?;
     let volumes = &context.shared.volumes;
     // Whoever reads it for a snapshot, or copies to it, ends that, and begins nothing until the VM

@@ -29,8 +29,8 @@ mod hydrate;
 mod make;
 mod serve;
 
-pub(super) use self::{hydrate::begin, make::make};
 pub use self::serve::backing;
+pub(super) use self::{hydrate::begin, make::make};
 
 /// Volumes that are hydrated by their files at once: they share the disk and the way to the store.
 const AT_ONCE: usize = 2;

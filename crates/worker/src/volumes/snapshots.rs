@@ -38,12 +38,16 @@ mod row;
 mod runner;
 mod schedule;
 
+pub(super) use self::{
+    expire::mark_deleted,
+    live::held_still,
+    requests::{abandon, take_for},
+};
 pub use self::{
     requests::{delete, get, list, take},
     row::{FORMAT, SnapshotRow},
     runner::{load, run},
 };
-pub(super) use self::{expire::mark_deleted, live::held_still, requests::{abandon, take_for}};
 
 /// Snapshots that are taken at once: they share the disk, and the way to the store.
 const AT_ONCE: usize = 2;
@@ -105,7 +109,14 @@ impl Snapshots {
     /// None yet, in this store.
     pub fn new(store: Option<SnapshotStore>, exports: Arc<dyn Exports>) -> Self {
         let turns = Arc::new(Semaphore::new(AT_ONCE));
-        Self { store, exports, rows: Mutex::default(), turns, wake: Notify::new(), removals: Notify::new() }
+        Self {
+            store,
+            exports,
+            rows: Mutex::default(),
+            turns,
+            wake: Notify::new(),
+            removals: Notify::new(),
+        }
     }
 
     fn rows(&self) -> MutexGuard<'_, Rows> {
@@ -140,7 +151,6 @@ impl Snapshots {
         let there = rows.of(volume).iter().filter(|row| row.is_created() && row.fork.is_none());
         there.max_by_key(|row| row.created_at).cloned()
     }
-
 }
 
 impl Volumes {

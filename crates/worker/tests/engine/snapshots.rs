@@ -142,7 +142,8 @@ async fn a_guest_that_can_t_hold_still_or_a_vm_that_fails_is_asked_again_and_is_
     let machine = running_with(&fixture, mounted(&volume)).await;
     fixture.host.set_faults(Faults { failing_snapshots: 2, ..Faults::default() });
     let id = fixture.take_snapshot(&volume).await.unwrap();
-    let waits = fixture.until_snapshot(&id, |s| s.operation.as_ref().is_some_and(|o| o.error.is_some()));
+    let waits =
+        fixture.until_snapshot(&id, |s| s.operation.as_ref().is_some_and(|o| o.error.is_some()));
     let waits = waits.await;
     assert_eq!(waits.status, SnapshotStatus::Waiting);
     let error = waits.operation.unwrap().error.unwrap();
@@ -270,9 +271,7 @@ async fn a_store_that_is_away_delays_snapshots_and_nothing_else() {
     fixture.put_store_away(false);
     fixture.start().await;
     assert_ne!(fixture.snapshot(&id).await.unwrap().status, SnapshotStatus::Failed);
-    fixture
-        .until_snapshots_in_time(&volume, |all| all[0].status == SnapshotStatus::Created)
-        .await;
+    fixture.until_snapshots_in_time(&volume, |all| all[0].status == SnapshotStatus::Created).await;
     let gone = async || fixture.recorded_snapshots() == 1;
     while !gone().await {
         fixture.until_snapshots_in_time(&volume, |all| all.len() == 1).await;
@@ -304,8 +303,7 @@ async fn only_some_snapshots_of_a_volume_wait_at_once() {
 async fn snapshots_are_taken_daily_where_that_is_wanted_and_expire() {
     let mut fixture = Fixture::new().await;
     let (daily, manual) = (fixture.created_volume().await, manual_volume(&fixture).await);
-    let change =
-        VolumeAction::Update { snapshot_retention: Some(2), auto_backup_enabled: None };
+    let change = VolumeAction::Update { snapshot_retention: Some(2), auto_backup_enabled: None };
     fixture.act_on(&daily, change).await.unwrap();
     let mut most = 0;
     for day in 0..8 {
@@ -337,11 +335,7 @@ async fn snapshots_are_taken_daily_where_that_is_wanted_and_expire() {
 #[tokio::test]
 async fn a_thousand_snapshots_take_the_space_of_those_that_are_kept() {
     let fixture = Fixture::new().await;
-    let create = CreateVolume {
-        auto_backup_enabled: false,
-        snapshot_retention: 1,
-        ..new_volume()
-    };
+    let create = CreateVolume { auto_backup_enabled: false, snapshot_retention: 1, ..new_volume() };
     let volume = fixture.create_volume(create).await.unwrap().id;
     fixture.until_volume(&volume, |volume| volume.state == VolumeState::Created).await;
     running_with(&fixture, mounted(&volume)).await;
@@ -629,8 +623,11 @@ async fn a_volume_in_use_is_forked_by_reflink_or_by_way_of_a_snapshot_that_nobod
             fixture.clock.advance(Duration::from_secs(60));
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        running_with(&fixture, json!({ "mounts": [{ "volume": create.id, "path": "/b" }],
-            "guest": { "cpus": 1, "memory_mb": 256, "cpu_kind": "shared" } }))
+        running_with(
+            &fixture,
+            json!({ "mounts": [{ "volume": create.id, "path": "/b" }],
+            "guest": { "cpus": 1, "memory_mb": 256, "cpu_kind": "shared" } }),
+        )
         .await;
     }
 }

@@ -144,8 +144,10 @@ async fn ask_vm(
         Err(error) => tracing::debug!(volume = %id, %error, "can't ask a VM for a volume"),
     }
     if let Some(reason) = damage {
-        let message = format!("Volume {id} can't be read in part, restoring it stands still: \
-            {reason}");
+        let message = format!(
+            "Volume {id} can't be read in part, restoring it stands still: \
+            {reason}"
+        );
         let details = json!({ "volume": id, "level": "error" });
         shared.tell_machine_of(id, message, details).await;
     }

@@ -39,15 +39,14 @@ pub async fn backing(shared: &Shared, volume: &VolumeId) -> Result<Option<Backin
     if !shared.volumes.files.get(volume).is_ok_and(|files| files.restoring) {
         return Ok(None);
     }
-    let unreadable = |reason: &str| Unreadable { volume: volume.clone(), reason: reason.to_owned() };
+    let unreadable =
+        |reason: &str| Unreadable { volume: volume.clone(), reason: reason.to_owned() };
     let found = {
         let hydrating = shared.volumes.restores.hydrating.lock();
         hydrating.get(volume).map(|h| (h.socket.clone(), h.readable.clone()))
     };
     let (socket, mut readable) = found.ok_or_else(|| unreadable("it is not being served"))?;
-    let served = async {
-        readable.wait_for(|readable| *readable == Readable::Yes).await.is_ok()
-    };
+    let served = async { readable.wait_for(|readable| *readable == Readable::Yes).await.is_ok() };
     match shared.clock.timeout(TIMEOUT, served).await {
         Some(true) => Ok(Some(Backing { socket })),
         Some(false) => Err(unreadable("the restore has ended")),

@@ -123,10 +123,7 @@ pub(in crate::volumes) async fn mark_deleted(shared: &Shared, snapshot: &Snapsho
 }
 
 /// Removes what is marked, but for what volumes are being restored from. Returns how many.
-async fn remove_deleted(
-    shared: &Shared,
-    store: &SnapshotStore,
-) -> Result<usize, SnapshotError> {
+async fn remove_deleted(shared: &Shared, store: &SnapshotStore) -> Result<usize, SnapshotError> {
     let snapshots = &shared.volumes.snapshots;
     let mut removed = 0;
     for SnapshotRow { id, volume, org, .. } in snapshots.select(|row| row.is_deleted) {

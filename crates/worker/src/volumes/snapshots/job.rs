@@ -12,11 +12,7 @@ use caddis_volume::VolumeError;
 use serde_json::json;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 
-use super::{
-    Snapshots, backoff, live, resting,
-    row::SnapshotRow,
-    try_record,
-};
+use super::{Snapshots, backoff, live, resting, row::SnapshotRow, try_record};
 use crate::{
     engine::Shared,
     store::{Durability, Room},
@@ -215,7 +211,8 @@ fn settle(row: &mut SnapshotRow, outcome: &Result<Taken, Unable>, now: UnixMilli
         Err(Unable::Later(reason)) if row.tries + 1 < TRIES => again(row, reason),
         Err(Unable::WithoutPrevious(reason)) if !row.is_full => {
             (row.status, row.is_full) = (SnapshotStatus::Waiting, true);
-            row.error = Some(format!("all of it is read, since the previous one is lost: {reason}"));
+            row.error =
+                Some(format!("all of it is read, since the previous one is lost: {reason}"));
         }
         Err(Unable::Later(reason) | Unable::Never(reason) | Unable::WithoutPrevious(reason)) => {
             (row.status, row.next_try) = (SnapshotStatus::Failed, None);
@@ -270,7 +267,9 @@ impl Snapshots {
             let pending = rows.iter().filter(|row| row.is_pending());
             pending.min_by_key(|row| (row.created_at, row.id.clone())).cloned()
         };
-        let is_due = |row: &SnapshotRow| row.next_try.is_none_or(|at| at <= now);
+        // Nothing waits for longer, unless the clock was set back.
+        let latest = now + backoff::LONGEST;
+        let is_due = |row: &SnapshotRow| row.next_try.is_none_or(|at| at <= now || at > latest);
         rows.by_volume.values().filter_map(first).filter(is_due).collect()
     }
 

@@ -9,10 +9,7 @@ use caddis_vmm::{Passphrase, PointInTime, Vm, VmmError, VolumeExport};
 use caddis_volume::{FleecingImage, FleecingSpace};
 
 use super::job::{Job, Taken, Unable};
-use crate::{
-    requests::quiet_session,
-    volumes::Attachment,
-};
+use crate::{requests::quiet_session, volumes::Attachment};
 
 /// How long a guest holds its file systems still at most: it goes on by itself then.
 pub(in crate::volumes) const FROZEN_AT_MOST: Duration = Duration::from_secs(5);

@@ -12,9 +12,10 @@ pub(super) async fn take(job: &Job<'_>) -> Result<Taken, Unable> {
     let generation = files.get(&row.volume)?.generation;
     let created_at = shared.clock.unix_now();
     let size = files.get(&row.volume)?.size.bytes();
-    let unchanged = job.previous.as_ref().filter(|previous| {
-        previous.generation == Some(generation) && previous.volume_size == size
-    });
+    let unchanged = job
+        .previous
+        .as_ref()
+        .filter(|previous| previous.generation == Some(generation) && previous.volume_size == size);
     if unchanged.is_some() {
         let snapshot = job.store(&mut Unchanged { size }, created_at, std::future::pending()).await;
         return match snapshot {

@@ -112,8 +112,7 @@ impl SnapshotRow {
 
     /// Whether it is to be taken, or is being taken.
     pub fn is_pending(&self) -> bool {
-        !self.is_deleted
-            && matches!(self.status, SnapshotStatus::Waiting | SnapshotStatus::Running)
+        !self.is_deleted && matches!(self.status, SnapshotStatus::Waiting | SnapshotStatus::Running)
     }
 
     /// Whether it is there.

@@ -49,8 +49,10 @@ impl super::Snapshots {
     fn is_due(&self, shared: &Shared, volume: &VolumeRow) -> bool {
         let rows = self.rows();
         let own = rows.of(&volume.id).iter().filter(|row| row.is_shown());
-        let last = own.map(|row| row.created_at).max();
-        is_due(volume, last, shared.clock.unix_now())
+        let now = shared.clock.unix_now();
+        // Before the clock was set back there may have been later ones.
+        let last = own.map(|row| row.created_at).filter(|at| *at <= now).max();
+        is_due(volume, last, now)
     }
 }
 
