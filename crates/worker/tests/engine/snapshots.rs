@@ -631,3 +631,33 @@ async fn a_volume_in_use_is_forked_by_reflink_or_by_way_of_a_snapshot_that_nobod
         .await;
     }
 }
+
+#[tokio::test]
+async fn a_damaged_snapshot_fails_what_is_restored_from_it_and_nothing_else() {
+    let fixture = Fixture::new().await;
+    let (volume, other) = (manual_volume(&fixture).await, manual_volume(&fixture).await);
+    fixture.exports.write(&volume, 3, 1);
+    fixture.exports.write(&other, 3, 2);
+    let damaged = fixture.created_snapshot(&volume).await;
+    let chunks = fixture.stored_files("chunks");
+    let whole = fixture.created_snapshot(&other).await;
+    for chunk in &chunks {
+        let mut bytes = std::fs::read(chunk).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        std::fs::write(chunk, bytes).unwrap();
+    }
+    let lost = restored(&volume, &damaged);
+    let kept = restored(&other, &whole);
+    for create in [&lost, &kept] {
+        fixture.create_volume(create.clone()).await.unwrap();
+    }
+    let failed = fixture.until_volume(&lost.id, |v| v.state == VolumeState::Failed).await;
+    let told = failed.operation.unwrap();
+    let error = told.error.unwrap();
+    assert!(told.kind == "restore" && error.contains("is damaged"), "{error}");
+    assert!(error.contains(damaged.as_str()), "{error}");
+    fixture.until_volume(&kept.id, |v| v.state == VolumeState::Created).await;
+    let refused = fixture.try_create(&SLEEP, mounted(&lost.id)).await.unwrap_err();
+    assert!(refused.message.contains(&error), "{}", refused.message);
+    fixture.act_on(&lost.id, VolumeAction::Delete).await.unwrap();
+}

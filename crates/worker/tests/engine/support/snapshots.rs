@@ -131,20 +131,25 @@ impl Fixture {
         }
     }
 
-    /// How many objects the store has.
-    pub fn stored_objects(&self) -> usize {
-        let mut left = vec![self.snapshot_files()];
-        let mut files = 0;
+    /// The objects of the store with this in their path.
+    pub fn stored_files(&self, part: &str) -> Vec<PathBuf> {
+        let (mut left, mut files) = (vec![self.snapshot_files()], Vec::new());
         while let Some(directory) = left.pop() {
             for entry in fs::read_dir(directory).unwrap() {
                 let entry = entry.unwrap();
                 match entry.file_type().unwrap().is_dir() {
                     true => left.push(entry.path()),
-                    false => files += 1,
+                    false => files.push(entry.path()),
                 }
             }
         }
+        files.retain(|file| file.to_string_lossy().contains(part));
         files
+    }
+
+    /// How many objects the store has.
+    pub fn stored_objects(&self) -> usize {
+        self.stored_files("").len()
     }
 
     /// How many snapshots the database has.
