@@ -211,17 +211,19 @@ async fn a_qemu_nbd_and_a_socket_with_a_long_path_serve_too() {
     std::fs::write(&disk, vec![5; 3 << 20]).unwrap();
     let long = directory.path().join("d".repeat(100));
     std::fs::create_dir(&long).unwrap();
-    let _server = Command::new("qemu-nbd")
-        .args(["-f", "raw", "-r", "-t", "-x", "disk", "-k", "nbd", path(&disk)])
-        .args(["--pid-file", "pid"])
-        .current_dir(directory.path())
+    let (socket, pid) = (directory.path().join("nbd"), directory.path().join("pid"));
+    let mut server = Command::new("qemu-nbd")
+        .args(["-f", "raw", "-r", "-t", "-x", "disk", "-k", path(&socket), path(&disk)])
+        .args(["--pid-file", path(&pid)])
         .kill_on_drop(true)
         .spawn()
         .unwrap();
-    while !directory.path().join("pid").exists() {
+    // Written when it serves.
+    while !pid.exists() {
+        assert_eq!(server.try_wait().unwrap(), None, "it ended");
         tokio::task::yield_now().await;
     }
-    std::fs::rename(directory.path().join("nbd"), long.join("nbd")).unwrap();
+    std::fs::rename(socket, long.join("nbd")).unwrap();
     let mut client = Client::connect(&long.join("nbd"), "disk", None).await.unwrap();
     assert_eq!(map(&mut client).await, [extent(0, 3, false, false)]);
     assert!(has(&mut client, 0, 3 * MIB, 5).await);

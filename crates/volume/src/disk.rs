@@ -66,6 +66,7 @@ pub(crate) struct Disks {
     pub(crate) programs: Programs,
     pub(crate) qemu_img: PathBuf,
     pub(crate) mke2fs: PathBuf,
+    pub(crate) storage_daemon: PathBuf,
 }
 
 impl Disks {
@@ -126,6 +127,7 @@ impl Disks {
             arguments,
             environment: vec![("MKE2FS_CONFIG", configuration.into())],
             keys: Vec::new(),
+            files: Vec::new(),
         };
         let ended = self.programs.run(program, |_| ()).await?;
         expect_success(&ended, &self.mke2fs, what)
@@ -222,9 +224,9 @@ impl Disks {
         seen: impl FnMut(&[u8]),
     ) -> Result<Ended, VolumeError> {
         let path = &self.qemu_img;
-        let environment = Vec::new();
+        let (environment, files) = (Vec::new(), Vec::new());
         let package = "qemu-utils";
-        let program = Program { path, what, package, arguments, environment, keys };
+        let program = Program { path, what, package, arguments, environment, keys, files };
         self.programs.run(program, seen).await
     }
 }
@@ -233,9 +235,9 @@ fn expect_success(ended: &Ended, path: &Path, what: &str) -> Result<(), VolumeEr
     if ended.code == Some(0) { Ok(()) } else { Err(ended.error(path, what)) }
 }
 
-fn new_file(path: &Path) -> Result<fs::File, VolumeError> {
+pub(crate) fn new_file(path: &Path) -> Result<fs::File, VolumeError> {
     let mut options = OpenOptions::new();
-    let opened = options.write(true).create_new(true).mode(0o600).open(path);
+    let opened = options.read(true).write(true).create_new(true).mode(0o600).open(path);
     opened.map_err(|error| VolumeError::io("make", path, error))
 }
 

@@ -7,7 +7,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io,
-    os::unix::fs::MetadataExt as _,
+    os::{fd::OwnedFd, unix::fs::MetadataExt as _},
     path::Path,
 };
 
@@ -30,6 +30,13 @@ impl FileLock {
             Err(Errno::WOULDBLOCK) => Ok(None),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Another descriptor of the locked file, with which a process that is given it keeps it locked
+    /// when this one is gone without having been dropped.
+    pub(crate) fn share(&self) -> io::Result<OwnedFd> {
+        let file = self.0.as_ref().ok_or_else(|| io::Error::other("it is not locked"))?;
+        Ok(file.try_clone()?.into())
     }
 
     /// The locked file. The lock ends when its last copy is closed.

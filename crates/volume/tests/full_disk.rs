@@ -57,7 +57,10 @@ fn however_little_room_there_is_a_creation_or_copy_makes_a_whole_volume_or_leave
             for copy in [false, true] {
                 let outcome = match copy {
                     false => host.create("vol_new", 1, Filesystem::Ext4, false).await,
-                    true => host.store.copy(&source, copy_to("vol_new", None), &progress).await,
+                    true => {
+                        let copied = host.store.copy(&source, copy_to("vol_new", None), &progress);
+                        copied.await.map(|copied| copied.volume)
+                    }
                 };
                 match outcome {
                     Ok(volume) => {

@@ -27,12 +27,15 @@ pub struct Writer {
 impl VolumeStore {
     /// Opens a volume that nobody uses. `holder` says who wants it, for those who are refused
     /// meanwhile. Finishes a growth that was interrupted, and raises the generation; otherwise it
-    /// runs no program and takes one durable write.
+    /// runs no program and takes one durable write. Waits for an [`Export`](crate::Export) and for
+    /// [`Self::hydrate`] that were dropped and are just ending. A volume that is
+    /// [restoring](Volume::restoring) must be given its backing.
     ///
     /// # Errors
     /// When it is in use, which names the holder, or deleted, or its key can't be had.
     pub async fn open_writer(&self, id: &VolumeId, holder: &str) -> Result<Writer, VolumeError> {
         let inner = Arc::clone(&self.inner);
+        inner.settled(id).await;
         let (mut busy, record) = inner.take(id, holder)?;
         let key = inner.key(&record)?;
         inner.grow_file(&record, key.as_ref()).await?;
