@@ -103,13 +103,13 @@ async fn by_files(
     let mut copies = pin!(copies);
     loop {
         tokio::select! {
-            copied = &mut copies => return copied,
+            copied = &mut copies => return copied.map(|copied| copied.volume),
             Ok(()) = told.changed() => {
                 let progress = *told.borrow_and_update();
                 shared.volumes.note_progress(&row.id, progress);
                 let next = Instant::now() + PROGRESS_INTERVAL;
                 if let Ok(copied) = tokio::time::timeout_at(next, &mut copies).await {
-                    return copied;
+                    return copied.map(|copied| copied.volume);
                 }
             }
         }

@@ -205,7 +205,7 @@ async fn by_files(
 async fn finish(shared: &Shared, id: &VolumeId) {
     while !shared.volumes.is_ending() {
         let (files, volume) = (shared.volumes.files.clone(), id.clone());
-        match blocking(move || files.is_whole(&volume)).await {
+        match blocking(move || files.mark_whole(&volume)).await {
             Ok(()) => break,
             Err(error) => tracing::error!(volume = %id, %error, "can't record a volume"),
         }

@@ -126,11 +126,13 @@ impl Job<'_> {
         }
     }
 
-    /// Has the store take what a source holds, until this is broken off.
+    /// Has the store take what a source holds, until this is broken off, or `exceeded` ends: there
+    /// is no room any more for what the guest overwrites.
     pub(super) async fn store(
         &self,
         source: &mut dyn Source,
         created_at: UnixMillis,
+        exceeded: impl Future<Output = ()>,
     ) -> Result<Snapshot, Unable> {
         let Some(store) = &self.shared.volumes.snapshots.store else {
             return Err(Unable::Away("this server has no snapshot store".to_owned()));
@@ -146,6 +148,11 @@ impl Job<'_> {
         tokio::select! {
             taken = taken => taken.map_err(|error| self.unable(error)),
             () = self.work.cancelled.cancelled() => Err(Unable::Interrupted),
+            () = exceeded => {
+                let text = "the guest overwrites too much of it meanwhile: there is no room on \
+                    the host's disk for so much";
+                Err(Unable::Away(text.to_owned()))
+            }
             () = stalled(self.progress.subscribe()) => {
                 let minutes = STALLED.as_secs() / 60;
                 let text = format!("the snapshot store has taken nothing for {minutes} minutes");
@@ -178,8 +185,8 @@ impl From<VolumeError> for Unable {
         match error {
             E::NoSpace { .. } | E::LimitReached { .. } => Self::Away(error.to_string()),
             E::Interrupted(_) => Self::Interrupted,
-            E::InUse { .. } => Self::Busy,
-            E::Io { .. } | E::Program { .. } => Self::Later(error.to_string()),
+            E::InUse { .. } | E::Restoring(_) => Self::Busy,
+            E::Io { .. } | E::Program { .. } | E::Backing { .. } => Self::Later(error.to_string()),
             error => Self::Never(error.to_string()),
         }
     }

@@ -6,6 +6,8 @@ use std::{sync::Arc, time::Duration};
 use caddis_guest_protocol::host::{Session, SessionError};
 use caddis_vmm::{Passphrase, PointInTime, Vm, VmmError, VolumeExport};
 
+use caddis_volume::{FleecingImage, FleecingSpace};
+
 use super::job::{Job, Taken, Unable};
 use crate::{
     requests::quiet_session,
@@ -16,6 +18,9 @@ use crate::{
 pub(in crate::volumes) const FROZEN_AT_MOST: Duration = Duration::from_secs(5);
 /// How long it may take to let them go on.
 const THAW_DEADLINE: Duration = Duration::from_secs(5);
+
+/// How often it is looked how much the guest has overwritten. Nothing tells of it.
+const SPACE_INTERVAL: Duration = Duration::from_secs(1);
 
 pub(super) async fn take(
     job: &Job<'_>,
@@ -41,11 +46,12 @@ async fn take_of(job: &Job<'_>, attached: &Attachment, vm: &dyn Vm) -> Result<Ta
     let session = session.ok_or_else(|| Unable::Later("the guest does not answer".to_owned()))?;
     let image = shared.volumes.files.fleecing_image(&row.volume).await?;
     shared.reach("fleecing").await;
+    let FleecingImage { file: fleecing, key, space } = image;
     let point = PointInTime {
         id: row.id.to_string(),
         previous: job.previous.as_ref().map(|previous| previous.id.to_string()),
-        passphrase: image.key.as_ref().map(|key| Passphrase::new(key.passphrase().to_string())),
-        fleecing: image.file,
+        passphrase: key.as_ref().map(|key| Passphrase::new(key.passphrase().to_string())),
+        fleecing,
     };
     let begun = held_still(&session, async {
         let created_at = shared.clock.unix_now();
@@ -66,7 +72,7 @@ async fn take_of(job: &Job<'_>, attached: &Attachment, vm: &dyn Vm) -> Result<Ta
     let taken = async {
         let connected = exports.connect(&row.volume, &socket, &name, changed.as_deref()).await;
         let mut source = connected.map_err(|error| job.unable(error))?;
-        job.store(source.as_mut(), created_at).await
+        job.store(source.as_mut(), created_at, exceeded(&space)).await
     };
     match taken.await {
         Ok(snapshot) => {
@@ -83,6 +89,13 @@ async fn take_of(job: &Job<'_>, attached: &Attachment, vm: &dyn Vm) -> Result<Ta
             end(vm, index).await;
             Err(unable)
         }
+    }
+}
+
+/// Ends when more was overwritten than there is room for.
+async fn exceeded(space: &FleecingSpace) {
+    while !space.is_exceeded() {
+        tokio::time::sleep(SPACE_INTERVAL).await;
     }
 }
 

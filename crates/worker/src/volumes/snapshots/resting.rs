@@ -16,7 +16,7 @@ pub(super) async fn take(job: &Job<'_>) -> Result<Taken, Unable> {
         previous.generation == Some(generation) && previous.volume_size == size
     });
     if unchanged.is_some() {
-        let snapshot = job.store(&mut Unchanged { size }, created_at).await;
+        let snapshot = job.store(&mut Unchanged { size }, created_at, std::future::pending()).await;
         return match snapshot {
             // The store does not have all of it any more.
             Err(Unable::Later(reason)) => Err(Unable::WithoutPrevious(reason)),
@@ -35,7 +35,7 @@ pub(super) async fn take(job: &Job<'_>) -> Result<Taken, Unable> {
         let (socket, name) = (&export.socket, &export.name);
         let connected = exports.connect(&row.volume, socket, name, None).await;
         let mut source = connected.map_err(|error| job.unable(error))?;
-        job.store(source.as_mut(), created_at).await
+        job.store(source.as_mut(), created_at, std::future::pending()).await
     };
     let snapshot = taken.await;
     drop(export);
