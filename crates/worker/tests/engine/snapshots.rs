@@ -388,7 +388,7 @@ async fn a_worker_that_is_killed_anywhere_in_a_snapshot_leaves_nothing_and_the_n
             fixture.until_snapshot(&id, |s| s.status == SnapshotStatus::Created).await;
             assert_eq!(fixture.snapshots(&volume).await.len(), 1, "{point}");
             if at_rest {
-                assert!(!fixture.has_user(&volume), "{point}");
+                fixture.until_unused(&volume).await;
             } else {
                 assert_goes_on(&fixture, &machine);
             }
@@ -429,7 +429,7 @@ async fn a_volume_is_made_from_a_snapshot_and_machines_have_it_at_once() {
     let create = restored(&volume, &snapshot);
     fixture.create_volume(create.clone()).await.unwrap();
     fixture.until_volume(&create.id, |v| v.state == VolumeState::Created).await;
-    assert!(!fixture.has_user(&create.id));
+    fixture.until_unused(&create.id).await;
 }
 
 #[tokio::test]
@@ -556,7 +556,7 @@ async fn a_worker_that_is_killed_anywhere_in_a_restore_is_followed_by_one_that_e
                     fixture.act(&machine, DESTROY).await.unwrap();
                     fixture.until(&machine, MachineState::Destroyed).await;
                 }
-                None => assert!(!fixture.has_user(&create.id), "{point}"),
+                None => fixture.until_unused(&create.id).await,
             }
             fixture.assert_volumes_are_free(point).await;
         }
