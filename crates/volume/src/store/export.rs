@@ -1,6 +1,9 @@
 //! What is on a volume that nobody uses, over NBD.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -89,7 +92,7 @@ async fn serve(
     inner: &Inner,
     busy: &Busy,
     record: &Record,
-    socket: &std::path::Path,
+    socket: &Path,
 ) -> Result<Daemon, VolumeError> {
     let key = inner.key(record)?;
     inner.grow_file(record, key.as_ref()).await?;
