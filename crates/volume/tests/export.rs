@@ -130,9 +130,9 @@ async fn an_image_for_a_snapshot_is_as_large_as_the_volume_empty_and_encrypted_i
             writer.release();
             assert_eq!(image.key.is_some(), encrypted);
             let node = node(&host, &image);
-            assert!(node.has(0, "0", &format!("{size}G")));
-            assert!(!node.has(0, "0", &format!("{}G", size + 1)), "it is no larger");
             let last = format!("{}M", size * 1024 - 2);
+            assert!(node.has(0, "0", "1G") && node.has(0, &last, "2M"));
+            assert!(!node.has(0, &format!("{size}G"), "64k"), "it is no larger");
             node.write(0x5a, &last, "2M");
             node.write(0x5a, "0", "64k");
             assert!(node.has(0x5a, &last, "2M") && node.has(0, "1M", "100M"));
@@ -159,9 +159,9 @@ async fn an_image_for_a_snapshot_is_as_large_as_the_volume_empty_and_encrypted_i
 }
 
 #[tokio::test]
-async fn the_second_image_for_an_encrypted_volume_takes_no_program() {
+async fn the_second_image_for_a_volume_takes_no_program() {
     let host = Host::new();
-    let volume = host.create("vol_a", 1, Filesystem::Raw, true).await.unwrap().id;
+    let volume = host.raw("vol_a", 1).await;
     drop(host.store.fleecing_image(&volume).await.unwrap());
     let host = host.reopen_with(|config| config.qemu_img = "no-such-program".into());
     let images = [

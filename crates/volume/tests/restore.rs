@@ -102,10 +102,10 @@ async fn a_restore_that_is_dropped_frees_the_volume_and_keeps_what_was_copied() 
     let host = Host::new();
     let volume = host.restoring("vol_a", 1, true).await;
     let backing = backing();
-    let (progress, _) = watch::channel(Progress::default());
+    let (socket, (progress, _)) = (backing.socket(), watch::channel(Progress::default()));
     backing.served.away_from.store(120 * MIB, Ordering::SeqCst);
     tokio::select! {
-        hydrated = host.store.hydrate(&volume, &backing.socket(), &progress) => {
+        hydrated = host.store.hydrate(&volume, &socket, &progress) => {
             panic!("{hydrated:?}")
         }
         () = backing.served.wanted.notified() => {
@@ -170,15 +170,14 @@ async fn a_daemon_that_is_killed_is_told_and_nothing_is_lost() {
     let host = Host::new();
     let volume = host.restoring("vol_a", 1, false).await;
     let backing = backing();
-    let (progress, _) = watch::channel(Progress::default());
+    let (socket, (progress, _)) = (backing.socket(), watch::channel(Progress::default()));
     backing.served.away_from.store(120 * MIB, Ordering::SeqCst);
     let killed = async {
         backing.served.wanted.notified().await;
         let pid = i32::try_from(daemon(&host)).unwrap();
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL).unwrap();
     };
-    let (hydrated, ()) =
-        tokio::join!(host.store.hydrate(&volume, &backing.socket(), &progress), killed);
+    let (hydrated, ()) = tokio::join!(host.store.hydrate(&volume, &socket, &progress), killed);
     let error = hydrated.unwrap_err();
     let expected = "qemu-storage-daemon failed to restore volume vol_a: it was killed";
     assert_eq!(error.to_string(), expected);

@@ -1,6 +1,8 @@
 //! What is on a volume that nobody uses, over NBD.
 
 use std::{
+    fs::Permissions,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -40,7 +42,10 @@ impl VolumeStore {
         let (busy, record) = inner.take(id, "a snapshot of it")?;
         record.expect_whole()?;
         let scratch = inner.scratch();
-        let directory = tempfile::Builder::new().prefix("export-").tempdir_in(&scratch);
+        let directory = tempfile::Builder::new()
+            .prefix("export-")
+            .permissions(Permissions::from_mode(0o700))
+            .tempdir_in(&scratch);
         let directory = directory.map_err(|error| VolumeError::io("write to", &scratch, error))?;
         let (daemon, told) = EndsWhenDropped::new(&busy);
         let (serves, served) = oneshot::channel();
