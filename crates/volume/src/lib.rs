@@ -35,6 +35,6 @@ pub use store::{
     Export, FleecingImage, FleecingSpace, StoreConfig, VolumeStore, Writer, encrypted_volumes,
 };
 pub use types::{
-    Check, Copied, Growth, InvalidSize, KEPT_AFTER_DELETE, NewCopy, NewVolume, Problem, Progress, SizeGib,
-    Space, Usage, Volume,
+    Check, Copied, Growth, InvalidSize, KEPT_AFTER_DELETE, NewCopy, NewVolume, Problem, Progress,
+    SizeGib, Space, Usage, Volume,
 };

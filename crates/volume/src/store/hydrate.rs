@@ -8,7 +8,7 @@ use std::{
 };
 
 use serde_json::{Value, json};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 use super::{
     Busy, Inner, VolumeStore, blocking,
@@ -16,9 +16,7 @@ use super::{
     ending::EndsWhenDropped,
 };
 use crate::{
-    NewVolume, Progress, Volume, VolumeError, VolumeId,
-    process::open_file,
-    record::Record,
+    NewVolume, Progress, Volume, VolumeError, VolumeId, process::open_file, record::Record,
 };
 
 /// Between two looks at how far it is.
@@ -42,7 +40,7 @@ impl VolumeStore {
         let work = inner.work(&id, size)?;
         let key = if encrypted { Some(inner.new_key(&id)?) } else { None };
         let (key, wrapped) = key.unzip();
-        inner.disks.create(&work.disk(), size.bytes(), key.as_ref()).await?;
+        inner.disks.create_for_restore(&work.disk(), size.bytes(), key.as_ref()).await?;
         let mut record = Record::new(id, size, filesystem, wrapped, created_at);
         record.set_restoring(true);
         inner.publish(work, record).await
@@ -102,11 +100,7 @@ struct Hydration {
 
 impl Hydration {
     /// Until it is done or told to end. The volume is free afterwards.
-    async fn run(
-        self,
-        busy: Busy,
-        mut told: tokio::sync::oneshot::Receiver<()>,
-    ) -> Result<(), VolumeError> {
+    async fn run(self, busy: Busy, mut told: oneshot::Receiver<()>) -> Result<(), VolumeError> {
         let interrupted = || VolumeError::Interrupted("restore the volume".to_owned());
         let mut daemon = tokio::select! {
             started = self.start(&busy) => started?,
