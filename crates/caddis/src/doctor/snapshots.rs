@@ -40,13 +40,20 @@ pub async fn check(settings: &Settings) -> Check {
             return of_space(format!("{text}; caddis serve creates it"), is_full);
         }
     }
-    let mend = match &location {
-        Location::Directory(_) => "mount it, or choose another directory with --snapshot-store",
-        Location::S3 { .. } => "snapshots are delayed until it can be used: see --snapshot-store-*",
-    };
+    let is_directory = matches!(location, Location::Directory(_));
     match try_out(location, &settings.data_dir).await {
         Ok(()) => of_space(text, is_full),
-        Err(error) => Check::failed(NAME, format!("{text}: {error}"), mend),
+        Err(error) if is_directory => Check::failed(
+            NAME,
+            format!("{text}: {error}"),
+            "mount it, or choose another directory with --snapshot-store",
+        ),
+        // Servers start and run without it.
+        Err(error) => Check::warning(
+            NAME,
+            format!("{text}: {error}"),
+            "snapshots wait until it can be used: see --snapshot-store and those beside it",
+        ),
     }
 }
 
