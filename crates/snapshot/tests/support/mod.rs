@@ -114,6 +114,11 @@ impl Server {
         format!("nbd+unix:///any?socket={}", self.socket().display())
     }
 
+    /// Ends all connections and accepts none any more.
+    pub fn disconnect(&self) {
+        self.ending.cancel();
+    }
+
     /// Ends it; the socket is gone too.
     pub async fn end(self) -> (TempDir, Arc<Disk>) {
         self.ending.cancel();
