@@ -4,10 +4,12 @@
 //!  organizations/ORG/snapshots/VOLUME.SNAPSHOT   manifest: what the snapshot is, ids of segments
 //!  organizations/ORG/segments/XX/ID              list of up to 1024 chunks: id, size in the store
 //!  organizations/ORG/chunks/XX/ID                contents of one chunk
+//!  organizations/ORG/claims/WORK                 somebody takes a snapshot, or sweeps
 //! ```
 //! All are compressed and encrypted; segments and chunks are named by a keyed hash of what they
 //! hold, so what is equal within an organisation is there once.
 
+mod claims;
 mod keys;
 mod manifest;
 mod objects;
@@ -15,7 +17,13 @@ mod reader;
 mod sweep;
 mod take;
 
-use std::{collections::HashMap, fmt, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    fmt,
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use aws_lc_rs::rand;
 use futures::{StreamExt as _, TryStreamExt as _};
@@ -120,7 +128,7 @@ pub struct Swept {
     pub chunks: u64,
     /// Their bytes.
     pub bytes: u64,
-    /// Organisations that were left out, since snapshots are being taken in them.
+    /// Organisations that were left to the next sweep, since snapshots are being taken in them.
     pub busy: u64,
 }
 
@@ -130,6 +138,10 @@ struct Inner {
     options: Options,
     /// Per organisation: shared by snapshots that are being taken, exclusive for sweeps.
     gates: Mutex<HashMap<String, Arc<RwLock<()>>>>,
+    /// Tells this process from others that use the store.
+    process: String,
+    /// Claims of this process.
+    active: Mutex<HashSet<String>>,
 }
 
 impl fmt::Debug for StoreKey {
@@ -197,8 +209,9 @@ impl SnapshotStore {
             let reason = format!("chunks can't be of {size} bytes");
             return Err(SnapshotError::InvalidStore(reason));
         }
-        let gates = Mutex::default();
-        Ok(Self { inner: Arc::new(Inner { objects, key, options, gates }) })
+        let process = random_name()?;
+        let (gates, active) = (Mutex::default(), Mutex::default());
+        Ok(Self { inner: Arc::new(Inner { objects, key, options, gates, process, active }) })
     }
 
     /// Writes a small object, reads it back and removes it: for `doctor`.
@@ -224,8 +237,8 @@ impl SnapshotStore {
     /// volume that is not zeroes.
     ///
     /// # Errors
-    /// `Store` when the store is away, upon which trying again goes on with what is there already;
-    /// what the source fails with. A `previous` that is missing, damaged or of another key is
+    /// `Store` when the store is away, or another server sweeps it; trying again goes on with what
+    /// is there already. What the source fails with. A `previous` that is missing, damaged or of another key is
     /// logged, and all is read.
     pub async fn take(
         &self,
@@ -288,8 +301,9 @@ impl SnapshotStore {
         Ok(self.inner.objects.delete(&Inner::manifest_key(name)).await?)
     }
 
-    /// Removes the chunks that no snapshot has, of all organisations. One in which snapshots are
-    /// being taken is left out and counted; snapshots of one that is being swept wait.
+    /// Removes the chunks that no snapshot has, of all organisations. Gives way to snapshots that
+    /// are being taken, by this server or another: their organisation is left to the next sweep,
+    /// and counted.
     ///
     /// # Errors
     /// The first one, after all organisations: nothing was removed of one of which a snapshot

@@ -228,3 +228,89 @@ impl Keys {
 fn bound(header: &[u8], address: &[u8]) -> Aad<Vec<u8>> {
     Aad::from([b"caddis snapshots ", header, address].concat())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn keys(organization: &str) -> Keys {
+        let bytes = Zeroizing::new([5; 32]);
+        Keys::new(&StoreKey { bytes, id: "one".to_owned() }, organization)
+    }
+
+    const LIMIT: usize = 1 << 20;
+
+    #[test]
+    fn what_is_sealed_is_opened_and_what_does_not_compress_is_stored() {
+        let keys = keys("acme");
+        let noise = blake3::hash(b"noise").as_bytes().repeat(1);
+        for contents in [&b""[..], b"a", &noise, &b"again and ".repeat(1000)] {
+            let id = keys.chunk_id(contents);
+            let object = keys.seal(Kind::Chunk, &id.0, contents, 3).unwrap();
+            assert!(object.len() <= contents.len() + OVERHEAD);
+            let opened = keys.open_addressed(Kind::Chunk, &id, &object, LIMIT).unwrap();
+            assert_eq!(opened, contents);
+            // The same again is the same object.
+            assert_eq!(object, keys.seal(Kind::Chunk, &id.0, contents, 3).unwrap());
+        }
+    }
+
+    #[test]
+    fn the_same_contents_have_nothing_in_common_between_organizations_and_kinds() {
+        let (acme, other) = (keys("acme"), keys("other"));
+        let contents = [7; 100];
+        let ids =
+            [&acme, &other].map(|keys| [keys.chunk_id(&contents), keys.segment_id(&contents)]);
+        for (index, id) in ids.as_flattened().iter().enumerate() {
+            assert!(!ids.as_flattened()[..index].contains(id));
+        }
+        let id = acme.chunk_id(&contents);
+        let object = acme.seal(Kind::Chunk, &id.0, &contents, 3).unwrap();
+        let foreign = other.open(Kind::Chunk, &id.0, &object, LIMIT);
+        assert_eq!(foreign, Err("was changed, or is of another key"));
+        assert!(acme.open(Kind::Segment, &id.0, &object, LIMIT).is_err());
+        assert!(acme.open(Kind::Chunk, &[0; 32], &object, LIMIT).is_err());
+    }
+
+    #[test]
+    fn other_bytes_at_one_address_have_another_nonce() {
+        let keys = keys("acme");
+        let nonce = |payload: &[u8]| {
+            let object = keys.seal_as(Kind::Chunk, &[1; 32], ZSTD, 9, payload).unwrap();
+            object[HEADER..HEADER + NONCE].to_vec()
+        };
+        assert_eq!(nonce(b"one"), nonce(b"one"));
+        assert_ne!(nonce(b"one"), nonce(b"two"));
+    }
+
+    #[test]
+    fn no_more_is_decompressed_than_fits() {
+        let keys = keys("acme");
+        let bomb = zstd::bulk::compress(&vec![0; 64 << 20], 3).unwrap();
+        assert!(bomb.len() < LIMIT / 100);
+        let id = [1; 32];
+        for length in [64 << 20, u32::MAX] {
+            let object = keys.seal_as(Kind::Chunk, &id, ZSTD, length, &bomb).unwrap();
+            let opened = keys.open(Kind::Chunk, &id, &object, LIMIT);
+            assert_eq!(opened, Err("is larger than it can be"));
+        }
+        // It says that it is small.
+        let object = keys.seal_as(Kind::Chunk, &id, ZSTD, 100, &bomb).unwrap();
+        let opened = keys.open(Kind::Chunk, &id, &object, LIMIT);
+        assert_eq!(opened, Err("can't be decompressed"));
+        // It is smaller than it says.
+        let short = zstd::bulk::compress(b"short", 3).unwrap();
+        let object = keys.seal_as(Kind::Chunk, &id, ZSTD, 100, &short).unwrap();
+        let opened = keys.open(Kind::Chunk, &id, &object, LIMIT);
+        assert_eq!(opened, Err("is not as long as it says"));
+    }
+
+    #[test]
+    fn what_is_not_what_its_name_says_is_told() {
+        let keys = keys("acme");
+        let id = keys.chunk_id(b"one");
+        let object = keys.seal(Kind::Chunk, &id.0, b"two", 3).unwrap();
+        let opened = keys.open_addressed(Kind::Chunk, &id, &object, LIMIT);
+        assert_eq!(opened, Err("is not what its name says"));
+    }
+}

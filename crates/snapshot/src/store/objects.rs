@@ -1,6 +1,6 @@
 //! The object store underneath, with errors that tell what was tried and show no credentials.
 
-use std::{error::Error as _, sync::Arc, time::Duration};
+use std::{error::Error as _, path::PathBuf, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _, TryStreamExt as _};
@@ -15,6 +15,9 @@ use object_store::{
 
 use super::{Location, Options};
 use crate::SnapshotError;
+
+/// No put of an object into a directory takes longer.
+const LONGEST_PUT: Duration = Duration::from_secs(10 * 60);
 
 /// Why an object could not be used.
 #[derive(Debug)]
@@ -43,11 +46,13 @@ pub(super) struct Objects {
     store: Arc<dyn ObjectStore>,
     /// What all keys begin with.
     base: Path,
+    /// Where the objects are files.
+    directory: Option<PathBuf>,
 }
 
 impl Objects {
     pub(super) fn new(store: Arc<dyn ObjectStore>) -> Self {
-        Self { store, base: Path::default() }
+        Self { store, base: Path::default(), directory: None }
     }
 
     pub(super) fn open(location: &Location, options: &Options) -> Result<Self, SnapshotError> {
@@ -61,7 +66,8 @@ impl Objects {
                 let store =
                     LocalFileSystem::new_with_prefix(path).map_err(|error| refused(&error))?;
                 // Contents and names are on the disk before a put has succeeded.
-                Ok(Self::new(Arc::new(store.with_fsync(true))))
+                let store = Arc::new(store.with_fsync(true));
+                Ok(Self { directory: Some(path.clone()), ..Self::new(store) })
             }
             Location::S3 { bucket, prefix, endpoint, region, credentials } => {
                 let invalid = |reason: String| SnapshotError::InvalidStore(reason);
@@ -84,7 +90,7 @@ impl Objects {
                     builder = builder.with_endpoint(endpoint).with_allow_http(http);
                 }
                 let store = builder.build().map_err(|error| invalid(describe(&error)))?;
-                Ok(Self { store: Arc::new(store), base })
+                Ok(Self { store: Arc::new(store), base, directory: None })
             }
         }
     }
@@ -177,6 +183,26 @@ impl Objects {
             .map_err(move |error| Fault::Store(format!("can't list {path}: {}", describe(&error))))
     }
 
+    /// Removes the files of puts that were killed, where they are older than `grace` and than any
+    /// put that goes on.
+    pub(super) async fn remove_unfinished(
+        &self,
+        prefix: &str,
+        grace: Duration,
+    ) -> Result<(), Fault> {
+        let Some(directory) = self.directory.as_ref().map(|it| it.join(prefix)) else {
+            return Ok(());
+        };
+        let shown = directory.display().to_string();
+        let removing = tokio::task::spawn_blocking(move || {
+            remove_unfinished(&directory, grace.max(LONGEST_PUT))
+        });
+        let failed = |error: &dyn std::fmt::Display| {
+            Fault::Store(format!("can't remove unfinished files in {shown}: {error}"))
+        };
+        removing.await.map_err(|error| failed(&error))?.map_err(|error| failed(&error))
+    }
+
     /// Names of the parts below a prefix that have something below them.
     pub(super) async fn list_parts(&self, prefix: &str) -> Result<Vec<String>, Fault> {
         let path = self.path(prefix);
@@ -205,6 +231,32 @@ fn make_private(path: &std::path::Path) -> std::io::Result<()> {
         Err(error) => Err(error),
         Ok(()) => std::fs::File::open(parent)?.sync_all(),
     }
+}
+
+/// `LocalFileSystem` writes `NAME#NUMBER`, which it lists nowhere, and renames it.
+fn remove_unfinished(directory: &std::path::Path, grace: Duration) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(directory)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            remove_unfinished(&entry.path(), grace)?;
+        } else if entry.file_name().as_encoded_bytes().contains(&b'#') {
+            let age = match entry.metadata().and_then(|meta| meta.modified()) {
+                Ok(modified) => modified.elapsed().unwrap_or_default(),
+                // Renamed meanwhile.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(error),
+            };
+            if age >= grace {
+                match std::fs::remove_file(entry.path()) {
+                    Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                        return Err(error);
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+    Ok(())
 }
 
 fn client(options: &Options) -> ClientOptions {

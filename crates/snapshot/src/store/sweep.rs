@@ -1,12 +1,13 @@
 //! Removing what no snapshot has: mark and sweep per organisation.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, sync::Arc};
 
 use futures::{StreamExt as _, TryStreamExt as _};
 use jiff::Timestamp;
 
 use super::{
     Inner, READ_AT_ONCE, Swept,
+    claims::{Claim, Work},
     keys::{Id, Keys},
     manifest::Segment,
 };
@@ -18,8 +19,16 @@ const MARKED_AT_ONCE: u64 = 2 << 20;
 /// Objects that are listed before those of them that are garbage are removed.
 const REMOVED_AT_ONCE: usize = 1000;
 
+/// How the sweep of an organisation ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    Done,
+    /// Somebody takes a snapshot.
+    GaveWay,
+}
+
 impl Inner {
-    pub(super) async fn sweep(&self) -> Result<Swept, SnapshotError> {
+    pub(super) async fn sweep(self: &Arc<Self>) -> Result<Swept, SnapshotError> {
         let mut swept = Swept::default();
         let mut failed = None;
         for organization in self.objects.list_parts("organizations").await? {
@@ -27,9 +36,13 @@ impl Inner {
                 swept.busy += 1;
                 continue;
             };
-            if let Err(error) = self.sweep_organization(&organization, &mut swept).await {
-                tracing::warn!(organization, %error, "cannot sweep snapshots");
-                failed.get_or_insert(error);
+            match self.sweep_claimed(&organization, &mut swept).await {
+                Ok(Outcome::Done) => {}
+                Ok(Outcome::GaveWay) => swept.busy += 1,
+                Err(error) => {
+                    tracing::warn!(organization, %error, "cannot sweep snapshots");
+                    failed.get_or_insert(error);
+                }
             }
         }
         match failed {
@@ -38,11 +51,29 @@ impl Inner {
         }
     }
 
+    async fn sweep_claimed(
+        self: &Arc<Self>,
+        organization: &str,
+        swept: &mut Swept,
+    ) -> Result<Outcome, SnapshotError> {
+        let claim = Claim::new(self, organization, Work::Sweep).await?;
+        let others = claim.others().await?;
+        claim.remove_dead(&others).await?;
+        let outcome = if others.is_taking || !others.sweeping.is_empty() {
+            Ok(Outcome::GaveWay)
+        } else {
+            self.sweep_organization(organization, &claim, swept).await
+        };
+        claim.release().await;
+        outcome
+    }
+
     async fn sweep_organization(
         &self,
         organization: &str,
+        claim: &Claim,
         swept: &mut Swept,
-    ) -> Result<(), SnapshotError> {
+    ) -> Result<Outcome, SnapshotError> {
         let keys = self.keys(organization)?;
         let grace = i64::try_from(self.options.grace.as_millis()).unwrap_or(i64::MAX);
         let before = Timestamp::now().as_millisecond().saturating_sub(grace);
@@ -69,10 +100,18 @@ impl Inner {
                 id % passes == pass && !marked.contains(&id)
             };
             let prefix = format!("organizations/{organization}/chunks");
-            self.remove(&prefix, before, is_garbage, swept).await?;
+            if self.remove(&prefix, before, is_garbage, claim, swept).await? == Outcome::GaveWay {
+                return Ok(Outcome::GaveWay);
+            }
         }
         let prefix = format!("organizations/{organization}/segments");
-        self.remove(&prefix, before, |id| !ids.contains(id), swept).await
+        let is_garbage = |id: &Id| !ids.contains(id);
+        if self.remove(&prefix, before, is_garbage, claim, swept).await? == Outcome::GaveWay {
+            return Ok(Outcome::GaveWay);
+        }
+        let prefix = format!("organizations/{organization}");
+        self.objects.remove_unfinished(&prefix, self.options.grace).await?;
+        Ok(Outcome::Done)
     }
 
     /// The segments that these snapshots have, each once, and their ids.
@@ -106,17 +145,21 @@ impl Inner {
         prefix: &str,
         before: i64,
         is_garbage: impl Fn(&Id) -> bool,
+        claim: &Claim,
         swept: &mut Swept,
-    ) -> Result<(), SnapshotError> {
+    ) -> Result<Outcome, SnapshotError> {
         let mut listed = self.objects.list(prefix).try_chunks(REMOVED_AT_ONCE);
         while let Some(metas) = listed.next().await {
             let metas = metas.map_err(|error| error.1)?;
             let garbage = metas.into_iter().filter(|meta| {
                 let id = meta.location.filename().and_then(Id::parse);
                 id.is_some_and(|id| is_garbage(&id))
-                    && meta.last_modified.timestamp_millis() < before
+                    && meta.last_modified.timestamp_millis() <= before
             });
             let garbage: Vec<_> = garbage.collect();
+            if claim.others().await?.is_taking {
+                return Ok(Outcome::GaveWay);
+            }
             let bytes: u64 = garbage.iter().map(|meta| meta.size).sum();
             let count = garbage.len() as u64;
             let locations = garbage.into_iter().map(|meta| meta.location).collect();
@@ -124,6 +167,6 @@ impl Inner {
             swept.chunks += count;
             swept.bytes += bytes;
         }
-        Ok(())
+        Ok(Outcome::Done)
     }
 }

@@ -13,6 +13,7 @@ use tokio::{sync::watch, task::JoinSet};
 
 use super::{
     Inner,
+    claims::{Claim, Work},
     keys::{Id, Keys, Kind},
     manifest::{self, Entry, Manifest, SEGMENT},
 };
@@ -34,7 +35,10 @@ impl Inner {
     ) -> Result<Snapshot, SnapshotError> {
         let organization = &new.name.organization;
         let keys = Arc::new(self.keys(organization)?);
+        // First the claim, at which a sweep of this process gives way, too.
+        let claim = Claim::new(self, organization, Work::Take).await?;
         let _shared = self.gate(organization).read_owned().await;
+        claim.wait_for_sweeps().await?;
         let previous = match &new.previous {
             Some(name) => self.previous(&keys, name, organization).await?,
             None => None,
@@ -43,6 +47,7 @@ impl Inner {
             store: Arc::clone(self),
             keys: Arc::clone(&keys),
             organization: organization.clone(),
+            lists: previous.as_ref().map(|it| it.lists.clone()).unwrap_or_default(),
             seen: Mutex::default(),
         });
         let volume_size = source.size();
@@ -70,7 +75,14 @@ impl Inner {
             digest,
         };
         let manifest = Manifest { snapshot, chunk_size: self.options.chunk_size, segments };
+        claim.is_current()?;
         self.put_manifest(&keys, &manifest).await?;
+        if let Err(error) = claim.is_there().await {
+            // What it consists of may have been swept.
+            self.objects.delete(&Self::manifest_key(&manifest.snapshot.name)).await?;
+            return Err(error);
+        }
+        claim.release().await;
         Ok(manifest.snapshot)
     }
 
@@ -110,6 +122,8 @@ impl Inner {
             Ok(segments) => segments,
             Err(error) => return unusable(error),
         };
+        let ids = (0..manifest.segments.len()).filter_map(|index| manifest.segment(index).id);
+        let lists = ids.collect();
         let mut wanted = HashMap::new();
         for entry in segments.iter().flatten().filter(|entry| !entry.is_zero()) {
             wanted.insert(entry.id.short(), *entry);
@@ -123,7 +137,7 @@ impl Inner {
             );
         }
         let volume_size = manifest.snapshot.volume_size;
-        Ok(Some(Previous { volume_size, segments, lost }))
+        Ok(Some(Previous { volume_size, segments, lists, lost }))
     }
 
     /// Which of these chunks are not in the store, or are cut short there.
@@ -152,6 +166,8 @@ impl Inner {
 struct Previous {
     volume_size: u64,
     segments: Vec<Vec<Entry>>,
+    /// Ids of these segments.
+    lists: HashSet<Id>,
     lost: HashSet<u128>,
 }
 
@@ -341,6 +357,8 @@ struct Uploads {
     store: Arc<Inner>,
     keys: Arc<Keys>,
     organization: String,
+    /// Segments that are in the store and were read.
+    lists: HashSet<Id>,
     seen: Mutex<Seen>,
 }
 
@@ -371,36 +389,31 @@ impl Uploads {
             return Ok(entry);
         };
         let key = Inner::chunk_key(&self.organization, &entry.id);
-        if self.put(&key, object).await? {
+        // One of another size is replaced: another version of zstd made it, or it was cut short.
+        let found = self.store.objects.head(&key).await?;
+        if found.is_none_or(|meta| meta.size != u64::from(entry.stored)) {
+            self.store.objects.put(&key, object).await?;
             self.seen.lock().added += u64::from(entry.stored);
         }
         Ok(entry)
     }
 
-    /// Puts a segment into the store, if it is not there; none for one of zeroes.
+    /// Puts a segment into the store; none for one of zeroes. One that nobody has read is written
+    /// again: it may be damaged.
     async fn segment(&self, entries: &[Entry]) -> Result<Option<Id>, SnapshotError> {
         if entries.iter().all(Entry::is_zero) {
             return Ok(None);
         }
         let contents = manifest::encode(entries);
         let id = self.keys.segment_id(&contents);
-        let object = self
-            .keys
-            .seal(Kind::Segment, &id.0, &contents, self.store.options.level)
-            .map_err(|reason| SnapshotError::Store(format!("a list of chunks {reason}")))?;
-        self.put(&Inner::segment_key(&self.organization, &id), object).await?;
-        Ok(Some(id))
-    }
-
-    /// Puts an object unless it is there; tells whether it was not. One of another size is
-    /// replaced: it is of another version of zstd, or was cut short.
-    async fn put(&self, key: &str, object: Vec<u8>) -> Result<bool, SnapshotError> {
-        let found = self.store.objects.head(key).await?;
-        if found.is_some_and(|meta| meta.size == object.len() as u64) {
-            return Ok(false);
+        if !self.lists.contains(&id) {
+            let object = self
+                .keys
+                .seal(Kind::Segment, &id.0, &contents, self.store.options.level)
+                .map_err(|reason| SnapshotError::Store(format!("a list of chunks {reason}")))?;
+            self.store.objects.put(&Inner::segment_key(&self.organization, &id), object).await?;
         }
-        self.store.objects.put(key, object).await?;
-        Ok(true)
+        Ok(Some(id))
     }
 }
 

@@ -1,7 +1,5 @@
 //! What the tests of snapshots have in common.
-#![allow(dead_code, reason = "each test uses a part of it")]
-
-use std::{path::Path, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use caddis_api::volume::Filesystem;
@@ -9,7 +7,13 @@ use caddis_snapshot::{
     Extent, Location, NewSnapshot, Options, Progress, Snapshot, SnapshotError, SnapshotName,
     SnapshotStore, Source, StoreConfig, StoreKey,
 };
+use futures::{StreamExt as _, TryStreamExt as _, stream::BoxStream};
 use jiff::Timestamp;
+use object_store::{
+    CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
+    ObjectStoreExt as _, PutMultipartOptions, PutOptions, PutPayload, PutResult, memory::InMemory,
+    path::Path as ObjectPath,
+};
 use tokio::sync::watch;
 use zeroize::Zeroizing;
 
@@ -208,4 +212,158 @@ pub fn objects(directory: &Path, kind: &str) -> Vec<std::path::PathBuf> {
     }
     found.sort();
     found
+}
+
+/// A request to a store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Request {
+    /// `put`, `get`, `head`, `delete` or `list`.
+    pub kind: &'static str,
+    pub path: String,
+}
+
+/// What is to become of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    Done,
+    /// It fails, and nothing was done.
+    Refused,
+    /// It fails, though it was done.
+    Unanswered,
+}
+
+type Hook = dyn Fn(&Request) -> Fate + Send + Sync;
+
+/// Objects in memory, with a hook at each request.
+pub struct Hooked {
+    pub objects: Arc<InMemory>,
+    hook: Arc<Hook>,
+}
+
+impl Hooked {
+    pub fn new(hook: impl Fn(&Request) -> Fate + Send + Sync + 'static) -> Arc<Self> {
+        Arc::new(Self { objects: Arc::default(), hook: Arc::new(hook) })
+    }
+
+    /// The same objects with another hook.
+    pub fn with(&self, hook: impl Fn(&Request) -> Fate + Send + Sync + 'static) -> Arc<Self> {
+        Arc::new(Self { objects: Arc::clone(&self.objects), hook: Arc::new(hook) })
+    }
+
+    pub fn store(self: &Arc<Self>) -> SnapshotStore {
+        SnapshotStore::over(Arc::clone(self) as _, key(), options()).unwrap()
+    }
+
+    /// Keys of all objects with this in them.
+    pub async fn keys(&self, part: &str) -> Vec<String> {
+        let metas: Vec<_> = self.objects.list(None).try_collect().await.unwrap();
+        let mut keys: Vec<_> = metas.iter().map(|meta| meta.location.to_string()).collect();
+        keys.retain(|key| key.contains(part));
+        keys.sort();
+        keys
+    }
+
+    async fn around<T>(
+        &self,
+        kind: &'static str,
+        path: &ObjectPath,
+        work: impl Future<Output = object_store::Result<T>>,
+    ) -> object_store::Result<T> {
+        match (self.hook)(&Request { kind, path: path.to_string() }) {
+            Fate::Done => work.await,
+            Fate::Refused => Err(refused()),
+            Fate::Unanswered => work.await.and_then(|_| Err(refused())),
+        }
+    }
+}
+
+fn refused() -> object_store::Error {
+    object_store::Error::Generic { store: "test", source: "it is made to fail".into() }
+}
+
+impl std::fmt::Debug for Hooked {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Hooked")
+    }
+}
+
+impl std::fmt::Display for Hooked {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Hooked")
+    }
+}
+
+#[async_trait]
+impl ObjectStore for Hooked {
+    async fn put_opts(
+        &self,
+        path: &ObjectPath,
+        payload: PutPayload,
+        options: PutOptions,
+    ) -> object_store::Result<PutResult> {
+        self.around("put", path, self.objects.put_opts(path, payload, options)).await
+    }
+
+    async fn put_multipart_opts(
+        &self,
+        _path: &ObjectPath,
+        _options: PutMultipartOptions,
+    ) -> object_store::Result<Box<dyn MultipartUpload>> {
+        panic!("nothing is uploaded in parts")
+    }
+
+    async fn get_opts(
+        &self,
+        path: &ObjectPath,
+        options: GetOptions,
+    ) -> object_store::Result<GetResult> {
+        let kind = if options.head { "head" } else { "get" };
+        self.around(kind, path, self.objects.get_opts(path, options)).await
+    }
+
+    fn delete_stream(
+        &self,
+        paths: BoxStream<'static, object_store::Result<ObjectPath>>,
+    ) -> BoxStream<'static, object_store::Result<ObjectPath>> {
+        let this = Self { objects: Arc::clone(&self.objects), hook: Arc::clone(&self.hook) };
+        let this = Arc::new(this);
+        paths
+            .then(move |path| {
+                let this = Arc::clone(&this);
+                async move {
+                    let path = path?;
+                    this.around("delete", &path, this.objects.delete(&path)).await?;
+                    Ok(path)
+                }
+            })
+            .boxed()
+    }
+
+    fn list(
+        &self,
+        prefix: Option<&ObjectPath>,
+    ) -> BoxStream<'static, object_store::Result<ObjectMeta>> {
+        let path = prefix.cloned().unwrap_or_default();
+        match (self.hook)(&Request { kind: "list", path: path.to_string() }) {
+            Fate::Done => self.objects.list(prefix),
+            _ => futures::stream::iter([Err(refused())]).boxed(),
+        }
+    }
+
+    async fn list_with_delimiter(
+        &self,
+        prefix: Option<&ObjectPath>,
+    ) -> object_store::Result<ListResult> {
+        let path = prefix.cloned().unwrap_or_default();
+        self.around("list", &path, self.objects.list_with_delimiter(prefix)).await
+    }
+
+    async fn copy_opts(
+        &self,
+        _from: &ObjectPath,
+        _to: &ObjectPath,
+        _options: CopyOptions,
+    ) -> object_store::Result<()> {
+        panic!("nothing is copied")
+    }
 }

@@ -1,0 +1,10 @@
+//! Snapshots in a store: what is taken is what is read, and nothing else ever is.
+
+mod basics;
+mod damage;
+mod faults;
+mod incremental;
+mod random;
+mod s3;
+mod support;
+mod sweep;
