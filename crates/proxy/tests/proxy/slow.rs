@@ -20,7 +20,7 @@ const SWITCH: &str =
 /// Whoever has to be waited for at all is too slow.
 fn world() -> World {
     World::with(|config| {
-        config.download_limit = DownloadLimit { window: Duration::from_millis(40), bytes: 1 << 40 };
+        config.download_limit = MinimumRate { window: Duration::from_millis(40), bytes: 1 << 40 };
     })
 }
 
