@@ -130,7 +130,9 @@ async fn start(
         public_addresses,
     );
     let server = starting.await?;
-    instance.announce(&url(address), server.worker.id().as_str())?;
+    let services = server.traffic.listeners().map(|(http, https)| vec![http, https]);
+    let host = server.worker.id().as_str();
+    instance.announce(&url(address), host, services.unwrap_or_default())?;
     Ok((listener, address, server))
 }
 
