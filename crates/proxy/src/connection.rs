@@ -460,12 +460,7 @@ async fn serve_http<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
 }
 
 /// Ends when the connection is to be closed, as nothing comes over it any more.
-async fn over(
-    core: &Core,
-    connection: &Connection,
-    options: &HttpOptions,
-    head_timeout: Duration,
-) {
+async fn over(core: &Core, connection: &Connection, options: &HttpOptions, head_timeout: Duration) {
     tokio::select! {
         () = connection.silent(core, head_timeout) => {}
         () = connection.idle(options.idle_timeout) => {}

@@ -151,8 +151,12 @@ async fn what_a_dirty_bitmap_does_not_name_is_unchanged() {
     text("qemu-img", &["create", "-q", "-f", "qcow2", path(&disk), "1G"]).await;
     let node = format!("driver=qcow2,node-name=a,file.driver=file,file.filename={}", path(&disk));
     let mut daemon = Daemon::start(directory, &["--blockdev", &node]).await;
-    daemon.tell("block-export-add", json!({ "type": "nbd", "id": "w", "node-name": "a",
-        "name": "w", "writable": true }))
+    daemon
+        .tell(
+            "block-export-add",
+            json!({ "type": "nbd", "id": "w", "node-name": "a",
+        "name": "w", "writable": true }),
+        )
         .await;
     write(&daemon, "w", &["write -P 7 0 8M"]).await;
     let bitmap = json!({ "node": "a", "name": "since", "granularity": MIB });

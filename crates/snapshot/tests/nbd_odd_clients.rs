@@ -147,7 +147,8 @@ proptest! {
 
 #[tokio::test]
 async fn clients_that_say_nothing_take_no_place_from_others_that_are_fewer_than_it_has() {
-    let server = Server::new(Disk { size: 8 * MIB, pieces: vec![(MIB, MIB, 5)], ..Disk::default() });
+    let server =
+        Server::new(Disk { size: 8 * MIB, pieces: vec![(MIB, MIB, 5)], ..Disk::default() });
     let mut silent = Vec::new();
     for _ in 0..15 {
         silent.push(UnixStream::connect(server.socket()).await.unwrap());

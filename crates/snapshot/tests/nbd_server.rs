@@ -41,9 +41,8 @@ async fn qemu_reads_what_is_served_and_skips_what_is_not() {
     let server = Server::new(disk());
     let file = server.directory.path().join("raw");
     raw(&server.disk, &file);
-    let compared = text("qemu-img", &["compare", "-f", "raw", "-F", "raw", &server.uri(),
-        path(&file)])
-        .await;
+    let compared =
+        text("qemu-img", &["compare", "-f", "raw", "-F", "raw", &server.uri(), path(&file)]).await;
     assert!(compared.contains("identical"), "{compared}");
 
     let map = text("qemu-img", &["map", "--output=json", "-f", "raw", &server.uri()]).await;

@@ -299,7 +299,8 @@ impl Client {
             return Err(io::Error::other("an earlier call has failed or was dropped"));
         }
         if offset.checked_add(length).is_none_or(|end| end > self.size) {
-            let what = format!("{length} bytes from {offset} on are beyond its {} bytes", self.size);
+            let what =
+                format!("{length} bytes from {offset} on are beyond its {} bytes", self.size);
             return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
         }
         self.is_busy = true;
@@ -404,9 +405,10 @@ mod tests {
                 extent(130, 15, false, true),
             ]
         );
-        assert_eq!(merge(0, 8, &[(4, 0), (9, wire::HOLE)], &[(9, 1)]), [extent(
-            0, 8, false, false
-        )]);
+        assert_eq!(
+            merge(0, 8, &[(4, 0), (9, wire::HOLE)], &[(9, 1)]),
+            [extent(0, 8, false, false)]
+        );
         assert_eq!(merge(0, 8, &[(0, 0)], &[(8, 0)]), []);
         assert_eq!(merge(0, 8, &[], &[(8, 0)]), []);
     }

@@ -72,10 +72,7 @@ pub(super) async fn run<C: Contents>(
     }
 }
 
-async fn send(
-    mut writer: OwnedWriteHalf,
-    mut outgoing: mpsc::Receiver<Vec<u8>>,
-) -> io::Result<()> {
+async fn send(mut writer: OwnedWriteHalf, mut outgoing: mpsc::Receiver<Vec<u8>>) -> io::Result<()> {
     while let Some(message) = outgoing.recv().await {
         writer.write_all(&message).await?;
     }

@@ -13,8 +13,8 @@ use rustix::io::Errno;
 
 use super::{Inner, VolumeStore, create::Work};
 use crate::{
-    CloneError, NewCopy, SizeGib, Volume, VolumeError, VolumeId, VolumeKey, disk::new_file,
-    qcow2, record::Record,
+    CloneError, NewCopy, SizeGib, Volume, VolumeError, VolumeId, VolumeKey, disk::new_file, qcow2,
+    record::Record,
 };
 
 impl VolumeStore {

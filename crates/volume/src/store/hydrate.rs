@@ -16,9 +16,7 @@ use super::{
     ending::EndsWhenDropped,
 };
 use crate::{
-    NewVolume, Progress, Volume, VolumeError, VolumeId,
-    process::open_file,
-    record::Record,
+    NewVolume, Progress, Volume, VolumeError, VolumeId, process::open_file, record::Record,
 };
 
 /// Between two looks at how far it is.
