@@ -8,6 +8,7 @@ packages=(
     qemu-system-x86    # the VMM
     qemu-utils         # qemu-img, which makes volumes
     e2fsprogs          # mke2fs, which builds root disks
+    xfsprogs           # mkfs.xfs, for tests of volumes on a file system that can share blocks
     kmod               # depmod, which says what kernel modules need
     nftables iproute2  # what the network tests look with
     busybox-static     # the smallest image there is

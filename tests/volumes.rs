@@ -19,13 +19,15 @@ use caddis_guest_protocol::{
 };
 use caddis_testkit::{DEADLINE, run};
 use caddis_vmm::{
-    Disk, DiskFormat, DiskRole, LaunchSpec, Passphrase, Pause, PoolUse, StartKind, Vm, Vmm,
-    VolumeDisk, contract::Fixture,
+    Backing, Disk, DiskFormat, DiskRole, LaunchSpec, Passphrase, Pause, PoolUse, StartKind, Vm,
+    Vmm, VolumeDisk, contract::Fixture,
 };
 use caddis_volume::{Filesystem, Growth, SizeGib, VolumeId};
 use tokio::{sync::mpsc, time::timeout};
 
 use crate::driver::{NONE, ONE, QemuHost, until_warm};
+
+mod snapshots;
 
 const ROOT_BYTES: u64 = 1 << 30;
 const GIB: u64 = 1 << 30;
@@ -65,6 +67,8 @@ struct Machine<'a> {
     files: Vec<FileSpec>,
     /// Its program is process 1 of namespaces of its own.
     is_process_1: bool,
+    /// What its first volume is restored from.
+    backing: Option<Backing>,
 }
 
 impl<'a> Machine<'a> {
@@ -88,7 +92,8 @@ impl<'a> Machine<'a> {
             saved: None,
         };
         let argv = ["sleep", "1000000"].map(str::to_owned).to_vec();
-        Ok(Self { host, driver, spec, user: "", argv, files: Vec::new(), is_process_1: false })
+        let (files, backing) = (Vec::new(), None);
+        Ok(Self { host, driver, spec, user: "", argv, files, is_process_1: false, backing })
     }
 
     async fn launch(&self, mounts: &[Mount<'_>]) -> Result<(Arc<dyn Vm>, Vec<MountSpec>)> {
@@ -107,7 +112,8 @@ impl<'a> Machine<'a> {
                 size,
             });
             let file = Arc::new(writer.into_descriptor());
-            spec.volumes.push(VolumeDisk { index, file, passphrase: key, size, backing: None });
+            let backing = self.backing.clone().filter(|_| index == 0);
+            spec.volumes.push(VolumeDisk { index, file, passphrase: key, size, backing });
         }
         let seat = self.driver.prepare(spec).await?;
         let tap = if seat.has_tap() { None } else { self.host.tap(&seat.slot().tap_name()) };

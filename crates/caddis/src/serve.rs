@@ -24,7 +24,9 @@ use caddis_vmm::{
     slot::SlotPoolConfig,
 };
 use caddis_volume::{StoreConfig, VolumeError, VolumeStore};
-use caddis_worker::{Clock, Drivers, NbdExports, NetworkProber, Worker, WorkerConfig, WorkerParts};
+use caddis_worker::{
+    Clock, Drivers, NetworkProber, Worker, WorkerConfig, WorkerParts, host::NbdExports,
+};
 use tokio::{net::TcpListener, signal::unix::SignalKind, task::spawn_blocking};
 use tracing::{info, warn};
 

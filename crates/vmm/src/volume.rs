@@ -20,7 +20,8 @@ pub struct VolumeDisk {
     pub passphrase: Option<Passphrase>,
     /// What the guest sees of it, bytes.
     pub size: u64,
-    /// What is read where the file has nothing yet, while it is being restored.
+    /// What is read where the file has nothing yet, while it is being restored. Not for a qcow2 with
+    /// extended L2 entries, which QEMU 7.2 can't restore while a guest uses it.
     pub backing: Option<Backing>,
 }
 
@@ -39,7 +40,11 @@ pub struct IoLimits {
 pub struct Backing {
     /// Its unix socket, in a directory that has nothing else in it: the VM process gets the
     /// directory open, since it can't reach the path, and connects anew through it when the server
-    /// was away. Whoever has the directory may connect (mode 0666).
+    /// was away. It runs as a user of its own, which has to be let search the directory (0711) and
+    /// connect to the socket (0666); what is above the directory does not matter to it. The name
+    /// of the export that it asks for is that of the volume's role (`volume0`). A request that the
+    /// server can't answer within seconds it has to answer with an error, upon which the VM is
+    /// paused: as long as one is not answered the VM process may not do anything else.
     pub socket: PathBuf,
 }
 
@@ -79,7 +84,7 @@ pub enum Hydration {
         /// To do in all.
         total: u64,
     },
-    /// It stands still because its backing can't be read; it is tried again at the next call.
+    /// It stood still because its backing can't be read; it is tried again with this call.
     Stalled {
         /// Why.
         reason: String,

@@ -6,13 +6,35 @@ use std::{
     mem::MaybeUninit,
     os::{fd::BorrowedFd, unix::net::UnixStream},
     path::Path,
-    time::{Duration, Instant},
+    sync::{
+        OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant, SystemTime},
 };
 
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde_json::{Value, json};
 
 use crate::socket;
+
+/// A command as a line, and the id that its answer has: no other command has it, of this server or
+/// an earlier one. When a client is gone before QEMU, which was busy, has answered it, QEMU gives
+/// that answer to the next client.
+pub(super) fn command(name: &str, arguments: &Value) -> (String, String) {
+    static BEGUN: OnceLock<u128> = OnceLock::new();
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let since = || SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let begun = BEGUN.get_or_init(|| since().as_nanos());
+    let id = format!("{begun:x}-{}", NEXT.fetch_add(1, Ordering::Relaxed));
+    let command = json!({ "execute": name, "arguments": arguments, "id": id });
+    (format!("{command}\n"), id)
+}
+
+/// Whether a line is the answer to the command with this id.
+pub(super) fn answers(line: &Value, id: &str) -> bool {
+    line.get("id").and_then(Value::as_str) == Some(id)
+}
 
 /// Patience with one line of QEMU's. On a busy host its main loop may wait long for a processor.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -41,10 +63,13 @@ impl Qmp {
         let reader = BufReader::new(stream.try_clone()?);
         let mut qmp =
             Self { stream, reader, migration: None, deleted: Vec::new(), begun: Vec::new() };
-        if qmp.line()?.get("QMP").is_none() {
-            return Err(io::Error::other("QEMU sent no greeting"));
+        // What it still has to say to an earlier client may come first.
+        while qmp.line()?.get("QMP").is_none() {}
+        match qmp.execute("qmp_capabilities", json!({})) {
+            // An earlier client is gone that had sent the same, which was carried out only now.
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => {}
+            negotiated => drop(negotiated?),
         }
-        qmp.execute("qmp_capabilities", json!({}))?;
         Ok(qmp)
     }
 
@@ -172,8 +197,7 @@ impl Qmp {
         patience: Duration,
     ) -> io::Result<Value> {
         let deadline = Instant::now() + patience;
-        let mut text = json!({ "execute": command, "arguments": arguments }).to_string();
-        text.push('\n');
+        let (text, id) = self::command(command, &arguments);
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
         if !descriptors.is_empty() {
@@ -198,6 +222,10 @@ impl Qmp {
                 }
                 line => line?,
             };
+            if !answers(&line, &id) {
+                self.note(&line);
+                continue;
+            }
             if let Some(error) = line.get("error") {
                 let reason = error.get("desc").and_then(Value::as_str).unwrap_or("no reason given");
                 let text = format!("{command}: {reason}");
@@ -206,7 +234,6 @@ impl Qmp {
             if let Some(answer) = line.get_mut("return") {
                 return Ok(answer.take());
             }
-            self.note(&line);
         }
     }
 
@@ -247,7 +274,9 @@ mod tests {
 
     use super::*;
 
-    /// A QEMU that says these lines, one after each command.
+    const OK: &str = "{\"return\": {}, \"id\": ID}";
+
+    /// A QEMU that says these lines, one after each command, whose id is put in.
     fn play(
         lines: &'static [&'static str],
     ) -> (tempfile::TempDir, thread::JoinHandle<Vec<String>>) {
@@ -260,11 +289,13 @@ mod tests {
             stream.write_all(b"{\"QMP\": {}}\n").unwrap();
             let mut reader = BufReader::new(stream.try_clone().unwrap());
             let mut heard = Vec::new();
-            for answer in ["{\"return\": {}}"].iter().chain(lines) {
+            for answer in [OK].iter().chain(lines) {
                 let mut line = String::new();
                 reader.read_line(&mut line).unwrap();
+                let command: Value = serde_json::from_str(&line).unwrap();
                 heard.push(line);
-                stream.write_all(answer.as_bytes()).unwrap();
+                let id = command["id"].to_string();
+                stream.write_all(answer.replace("ID", &id).as_bytes()).unwrap();
                 stream.write_all(b"\n").unwrap();
             }
             heard
@@ -273,12 +304,14 @@ mod tests {
     }
 
     #[test]
-    fn events_between_answers_are_noted_and_errors_told() {
+    fn events_and_answers_to_others_are_told_from_answers_and_errors_told() {
         let (directory, played) = play(&[
-            "{\"event\": \"MIGRATION\", \"data\": {\"status\": \"setup\"}}\n{\"return\": {}}",
-            "{\"event\": \"STOP\"}\n\
-             {\"event\": \"MIGRATION\", \"data\": {\"status\": \"completed\"}}\n{\"return\": 7}",
-            "{\"error\": {\"class\": \"x\", \"desc\": \"no such thing\"}}",
+            "{\"event\": \"MIGRATION\", \"data\": {\"status\": \"setup\"}}\n\
+             {\"return\": {}, \"id\": ID}",
+            "{\"event\": \"STOP\"}\n{\"return\": 5}\n{\"return\": 6, \"id\": \"another\"}\n\
+             {\"event\": \"MIGRATION\", \"data\": {\"status\": \"completed\"}}\n\
+             {\"return\": 7, \"id\": ID}",
+            "{\"error\": {\"class\": \"x\", \"desc\": \"no such thing\"}, \"id\": ID}",
         ]);
         let mut qmp = Qmp::connect(directory.path(), "qmp.sock").unwrap();
         let file = tempfile::tempfile().unwrap();
@@ -292,9 +325,9 @@ mod tests {
 
     #[test]
     fn a_failed_migration_is_an_error() {
-        let (directory, played) = play(&[
-            "{\"event\": \"MIGRATION\", \"data\": {\"status\": \"failed\"}}\n{\"return\": {}}",
-        ]);
+        let (directory, played) =
+            play(&["{\"event\": \"MIGRATION\", \"data\": {\"status\": \"failed\"}}\n\
+             {\"return\": {}, \"id\": ID}"]);
         let mut qmp = Qmp::connect(directory.path(), "qmp.sock").unwrap();
         qmp.execute("migrate", json!({})).unwrap();
         assert!(qmp.migrated().is_err());

@@ -42,6 +42,9 @@ mod point;
 
 /// Where a qcow2 says its size (docs/interop/qcow2.txt of QEMU), big endian.
 const SIZE_AT: u64 = 24;
+/// Where it says what a reader has to know of it, and that its L2 entries are extended.
+const FEATURES_AT: u64 = 72;
+const EXTENDED_L2: u64 = 1 << 4;
 
 /// What the guest knows of a volume's device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,10 +71,17 @@ pub(super) fn attach(qmp: &mut Qmp, volumes: &[VolumeDisk], guest: Guest) -> Res
 }
 
 fn attach_one(qmp: &mut Qmp, volume: &VolumeDisk, guest: Guest) -> io::Result<()> {
-    let size = virtual_size(volume)?;
+    let size = number(volume, SIZE_AT)?;
+    let invalid = |text: String| Err(io::Error::new(io::ErrorKind::InvalidInput, text));
     if size > volume.size {
-        let text = format!("its file has {size} bytes, more than the {} it should", volume.size);
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+        return invalid(format!(
+            "its file has {size} bytes, more than the {} it should",
+            volume.size
+        ));
+    }
+    if volume.backing.is_some() && number(volume, FEATURES_AT)? & EXTENDED_L2 != 0 {
+        // QEMU 7.2 aborts where it copies into a cluster that the guest has written to in part.
+        return invalid("a qcow2 with extended L2 entries can't be restored in use".to_owned());
     }
     let (role, names) = (volume.role(), Names::of(volume.index));
     let (node, secret) = (names.part(Part::Machine), names.part(Part::Key));
@@ -96,13 +106,13 @@ fn add_secret(qmp: &mut Qmp, id: &str, passphrase: &Passphrase) -> io::Result<()
     qmp.execute("object-add", secret).map(drop)
 }
 
-/// The size that the file says; one that was grown while nobody told its VM is smaller than it
-/// should be.
-fn virtual_size(volume: &VolumeDisk) -> io::Result<u64> {
+/// A number that the file says. The size of one that was grown while nobody told its VM is smaller
+/// than it should be.
+fn number(volume: &VolumeDisk, at: u64) -> io::Result<u64> {
     let file = File::from(volume.file.try_clone()?);
-    let mut size = [0; 8];
-    file.read_exact_at(&mut size, SIZE_AT)?;
-    Ok(u64::from_be_bytes(size))
+    let mut number = [0; 8];
+    file.read_exact_at(&mut number, at)?;
+    Ok(u64::from_be_bytes(number))
 }
 
 /// Sets of descriptors of a volume: of what it is restored from, and of its file.
@@ -169,7 +179,7 @@ mod tests {
 
     #[test]
     fn a_size_is_read_where_qcow2_has_it() {
-        assert_eq!(virtual_size(&volume(5 << 30, None)).unwrap(), 5 << 30);
+        assert_eq!(number(&volume(5 << 30, None), SIZE_AT).unwrap(), 5 << 30);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::{
     fs::OpenOptions,
     io,
     os::{fd::OwnedFd, unix::fs::OpenOptionsExt as _},
-    path::Path,
+    path::{Path, PathBuf},
     process::Stdio,
     time::Duration,
 };
@@ -34,7 +34,7 @@ pub(super) const VOLUME: &str = "volume";
 #[derive(Debug)]
 pub(super) struct Daemon {
     what: String,
-    program: std::path::PathBuf,
+    program: PathBuf,
     child: Child,
     stdin: ChildStdin,
     stdout: Lines<BufReader<ChildStdout>>,
@@ -53,7 +53,7 @@ impl Daemon {
         directory: Option<&Path>,
     ) -> Result<Self, VolumeError> {
         let path = inner.disks.storage_daemon.clone();
-        let failed = |error| VolumeError::io(what, Path::new(""), error);
+        let failed = |source| VolumeError::Io { what: what.to_owned(), source };
         let lock = busy.lock.as_ref().ok_or_else(|| failed(io::Error::other("it has no lock")))?;
         let mut files = vec![lock.share().map_err(failed)?];
         if let Some(directory) = directory {

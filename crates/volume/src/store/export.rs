@@ -1,6 +1,11 @@
 //! What is on a volume that nobody uses, over NBD.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    fs::Permissions,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -37,7 +42,10 @@ impl VolumeStore {
         let (busy, record) = inner.take(id, "a snapshot of it")?;
         record.expect_whole()?;
         let scratch = inner.scratch();
-        let directory = tempfile::Builder::new().prefix("export-").tempdir_in(&scratch);
+        let directory = tempfile::Builder::new()
+            .prefix("export-")
+            .permissions(Permissions::from_mode(0o700))
+            .tempdir_in(&scratch);
         let directory = directory.map_err(|error| VolumeError::io("write to", &scratch, error))?;
         let (daemon, told) = EndsWhenDropped::new(&busy);
         let (serves, served) = oneshot::channel();
@@ -89,7 +97,7 @@ async fn serve(
     inner: &Inner,
     busy: &Busy,
     record: &Record,
-    socket: &std::path::Path,
+    socket: &Path,
 ) -> Result<Daemon, VolumeError> {
     let key = inner.key(record)?;
     inner.grow_file(record, key.as_ref()).await?;

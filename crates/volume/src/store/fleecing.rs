@@ -1,9 +1,10 @@
 //! Images that take what a guest overwrites while a snapshot of its volume is taken.
 //!
-//! `qemu-img` measures the CPU for seconds when it makes a LUKS header, so for an encrypted volume
-//! that is done once: an empty image of the largest size is kept beside the disk, and copied with
-//! its size changed. It opens with the volume's passphrase; the key that LUKS encrypts data with is
-//! its own, not that of the disk, and the same for all images of one volume.
+//! `qemu-img` takes its time, and when it makes a LUKS header, it measures the CPU for seconds. So
+//! it makes an empty image of the largest size once per volume, which is kept beside the disk and
+//! copied with its size changed. That of an encrypted volume opens with the volume's passphrase; the
+//! key that LUKS encrypts data with is its own, not that of the disk, and the same for all images of
+//! one volume.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -17,7 +18,7 @@ use tempfile::TempDir;
 use super::{DISK, Inner, VolumeStore, blocking};
 use crate::{SizeGib, VolumeError, VolumeId, VolumeKey, files, qcow2, record::Record};
 
-/// Beside the disk of an encrypted volume.
+/// Beside the disk.
 const TEMPLATE: &str = "fleecing.qcow2";
 
 /// Tables of the image, and its header, bytes.
@@ -70,15 +71,10 @@ impl VolumeStore {
         let reserved = inner.reserve_fleecing(bytes)?;
         let directory = inner.temporary()?;
         let path = directory.path().join(DISK);
-        match &key {
-            Some(key) => {
-                let template = inner.template(&record, key, &directory).await?;
-                let path = path.clone();
-                let copied = move || copy_template(&template, &path, size);
-                blocking("make an image for a snapshot", copied).await?;
-            }
-            None => inner.disks.create(&path, size.bytes(), None).await?,
-        }
+        let template = inner.template(&record, key.as_ref(), &directory).await?;
+        let to = path.clone();
+        let copied = move || copy_template(&template, &to, size);
+        blocking("make an image for a snapshot", copied).await?;
         let failed = |error| VolumeError::io("open", &path, error);
         let file = OpenOptions::new().read(true).write(true).open(&path).map_err(failed)?;
         let copy = file.try_clone().map_err(failed)?;
@@ -137,11 +133,11 @@ impl Inner {
         made.map_err(|error| VolumeError::io("write to", &scratch, error))
     }
 
-    /// The empty image of an encrypted volume, open; it is made if it is not there.
+    /// The empty image of a volume, open; it is made if it is not there.
     async fn template(
         &self,
         record: &Record,
-        key: &VolumeKey,
+        key: Option<&VolumeKey>,
         directory: &TempDir,
     ) -> Result<File, VolumeError> {
         let place = self.place(record.id.as_str(), false);
@@ -152,7 +148,7 @@ impl Inner {
             Err(error) => return Err(VolumeError::io("open", &template, error)),
         }
         let new = directory.path().join(TEMPLATE);
-        self.disks.create(&new, SizeGib::MAX.bytes(), Some(key)).await?;
+        self.disks.create(&new, SizeGib::MAX.bytes(), key).await?;
         blocking("make an image for a snapshot", move || {
             let failed = |error| VolumeError::io("sync", &template, error);
             let file = File::open(&new).map_err(failed)?;

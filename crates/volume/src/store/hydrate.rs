@@ -8,7 +8,7 @@ use std::{
 };
 
 use serde_json::{Value, json};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 use super::{
     Busy, Inner, VolumeStore, blocking,
@@ -100,11 +100,7 @@ struct Hydration {
 
 impl Hydration {
     /// Until it is done or told to end. The volume is free afterwards.
-    async fn run(
-        self,
-        busy: Busy,
-        mut told: tokio::sync::oneshot::Receiver<()>,
-    ) -> Result<(), VolumeError> {
+    async fn run(self, busy: Busy, mut told: oneshot::Receiver<()>) -> Result<(), VolumeError> {
         let interrupted = || VolumeError::Interrupted("restore the volume".to_owned());
         let mut daemon = tokio::select! {
             started = self.start(&busy) => started?,

@@ -68,7 +68,12 @@ pub(super) fn socket(directory: &Path, volume: &VolumeId) -> PathBuf {
 /// Listens there. A VM may have the directory open since an earlier process: it stays.
 pub(super) fn listen(socket: &Path) -> io::Result<UnixListener> {
     let directory = socket.parent().ok_or(io::ErrorKind::InvalidInput)?;
-    DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+    let all = directory.parent().ok_or(io::ErrorKind::InvalidInput)?;
+    DirBuilder::new().recursive(true).mode(0o700).create(all)?;
+    DirBuilder::new().recursive(true).create(directory)?;
+    // Nobody else reaches it by its path; a VM process, of another user, that was handed it open
+    // has to find the socket in it.
+    fs::set_permissions(directory, Permissions::from_mode(0o711))?;
     match fs::remove_file(socket) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}

@@ -5,7 +5,6 @@ use std::{sync::Arc, time::Duration};
 
 use caddis_guest_protocol::host::{Session, SessionError};
 use caddis_vmm::{Passphrase, PointInTime, Vm, VmmError, VolumeExport};
-
 use caddis_volume::{FleecingImage, FleecingSpace};
 
 use super::job::{Job, Taken, Unable};
@@ -15,7 +14,6 @@ use crate::{requests::quiet_session, volumes::Attachment};
 pub(in crate::volumes) const FROZEN_AT_MOST: Duration = Duration::from_secs(5);
 /// How long it may take to let them go on.
 const THAW_DEADLINE: Duration = Duration::from_secs(5);
-
 /// How often it is looked how much the guest has overwritten. Nothing tells of it.
 const SPACE_INTERVAL: Duration = Duration::from_secs(1);
 

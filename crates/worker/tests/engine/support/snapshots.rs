@@ -158,6 +158,15 @@ impl Fixture {
         database.query_row("SELECT count(*) FROM snapshots", [], |row| row.get(0)).unwrap()
     }
 
+    /// Waits until nobody has the files of a volume open: a program that is just ending may.
+    pub async fn until_unused(&self, volume: &VolumeId) {
+        let deadline = tokio::time::Instant::now() + TIMEOUT;
+        while self.has_user(volume) {
+            assert!(tokio::time::Instant::now() < deadline, "{volume} stays in use");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
     /// Whether anybody has the files of a volume open.
     pub fn has_user(&self, volume: &VolumeId) -> bool {
         let disk = fs::File::open(self.volume_files(volume).join("disk.qcow2")).unwrap();
