@@ -28,6 +28,7 @@ mod names;
 mod neighbours;
 mod network;
 mod programs;
+mod qmp;
 mod restart;
 mod services;
 mod shell;

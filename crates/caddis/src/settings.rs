@@ -149,6 +149,16 @@ pub struct ServeArguments {
     /// directory's file system].
     #[arg(long, env = "CADDIS_VOLUME_GB", value_name = "GIB")]
     pub volume_gb: Option<u64>,
+    /// Limit the I/O of volumes by the size of the machine, from 4000 requests and 16 MiB per
+    /// second for shared-cpu-1x to 32000 and 128 MiB for performance-16x [default: false].
+    #[arg(
+        long,
+        env = "CADDIS_VOLUME_THROTTLE",
+        value_name = "BOOL",
+        num_args = 0..=1,
+        default_missing_value = "true"
+    )]
+    pub volume_throttle: Option<bool>,
     /// Machines started at the same time after the host was down [default: 4].
     #[arg(long, env = "CADDIS_RESTART_CONCURRENCY", value_name = "COUNT")]
     pub restart_concurrency: Option<usize>,
@@ -203,6 +213,7 @@ pub struct Settings {
     pub disk_overcommit: f64,
     /// Space for volumes; none: [`default_volume_gib`].
     pub volume_gib: Option<u64>,
+    pub volume_throttle: bool,
     pub restart_concurrency: usize,
     pub pool: usize,
     pub log_bytes: u64,
@@ -261,6 +272,7 @@ impl ServeArguments {
             memory_overcommit,
             disk_overcommit,
             volume_gib: set.volume_gb,
+            volume_throttle: set.volume_throttle.unwrap_or(false),
             restart_concurrency: set.restart_concurrency.unwrap_or(4),
             pool: set.pool.unwrap_or(8),
             log_bytes: set.log_mb.unwrap_or(16).saturating_mul(1 << 20),

@@ -122,6 +122,7 @@ impl<'a> Machine<'a> {
             cpu_weight: 100,
             disks: vec![disk],
             volumes: Vec::new(),
+            volume_limits: None,
             mac: "02:00:00:00:00:02".to_owned(),
             kernel_args: Vec::new(),
             not_warm: false,

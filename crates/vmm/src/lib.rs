@@ -48,7 +48,7 @@ pub use disk::{Disk, DiskFormat, DiskRole, Patch};
 pub use error::VmmError;
 pub use qemu::{Accelerator, Qemu, QemuConfig};
 pub use slot::{Slot, SlotPool};
-pub use volume::{Backing, Hydration, Passphrase, PointInTime, VolumeDisk, VolumeExport};
+pub use volume::{Backing, Hydration, IoLimits, Passphrase, PointInTime, VolumeDisk, VolumeExport};
 
 /// A byte stream to init.
 pub trait AgentStream: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -100,6 +100,8 @@ pub struct LaunchSpec {
     pub disks: Vec<Disk>,
     /// Its volumes, at most one per slot.
     pub volumes: Vec<VolumeDisk>,
+    /// What its guest may read and write of them; `None`: as much as the host can.
+    pub volume_limits: Option<IoLimits>,
     /// MAC address the interface is created with.
     pub mac: String,
     /// Further kernel arguments of the user.

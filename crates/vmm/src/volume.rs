@@ -24,6 +24,16 @@ pub struct VolumeDisk {
     pub backing: Option<Backing>,
 }
 
+/// What a guest may read and write of all its volumes together. Bursts of a tenth of a second are
+/// possible, since QEMU counts so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IoLimits {
+    /// Requests per second.
+    pub iops: u32,
+    /// Bytes per second.
+    pub bytes_per_second: u64,
+}
+
 /// What a volume that is being restored is read from: an NBD server of the caller, any export name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Backing {

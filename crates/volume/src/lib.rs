@@ -27,7 +27,7 @@ mod types;
 pub use caddis_api::{VolumeId, volume::Filesystem};
 pub use error::VolumeError;
 pub use key::{InstallationKey, VolumeKey};
-pub use store::{StoreConfig, VolumeStore, Writer, encrypted_volumes};
+pub use store::{Recorded, StoreConfig, VolumeStore, Writer, encrypted_volumes};
 pub use types::{
     Check, Growth, InvalidSize, KEPT_AFTER_DELETE, NewCopy, NewVolume, Problem, Progress, SizeGib,
     Space, Usage, Volume,
