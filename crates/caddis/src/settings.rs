@@ -165,8 +165,8 @@ pub struct ServeArguments {
     /// environment's AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY].
     #[arg(long, env = "CADDIS_SNAPSHOT_STORE_CREDENTIALS", value_name = "FILE")]
     pub snapshot_store_credentials: Option<PathBuf>,
-    /// Limit the I/O of volumes by the size of the machine, from 4000 requests and 16 MiB per second
-    /// for shared-cpu-1x to 32000 and 128 MiB for performance-16x [default: false].
+    /// Limit the I/O of volumes by the size of the machine, from 4000 requests and 16 MiB per
+    /// second for shared-cpu-1x to 32000 and 128 MiB for performance-16x [default: false].
     #[arg(
         long,
         env = "CADDIS_VOLUME_THROTTLE",

@@ -87,8 +87,8 @@ pub struct WorkerConfig {
     /// How often each GiB of the directory's file system may be promised to root disks, which are
     /// sparse.
     pub disk_overcommit: f64,
-    /// Bytes that a new volume, filled, must leave free on the disk as it is; `None`: volumes may be
-    /// promised whatever is free.
+    /// Bytes that a new volume, filled, must leave free on the disk as it is; `None`: volumes may
+    /// be promised whatever is free.
     pub volume_reserve: Option<u64>,
     /// Whether what machines read and write of their volumes is limited by their size.
     pub volume_throttle: bool,

@@ -164,8 +164,8 @@ async fn connect(context: &Context, seat: &dyn Seat) -> Result<Option<OwnedFd>, 
     network.attach(&tap, &context.row.addresses).await
 }
 
-/// What a machine of this size may read and write of its volumes, as Fly Machines have it for their sizes;
-/// what is between two of them counts as the larger one.
+/// What a machine of this size may read and write of its volumes, as Fly Machines have it for
+/// their sizes; what is between two of them counts as the larger one.
 fn volume_limits(config: &MachineConfig) -> IoLimits {
     let (iops, mib) = match (config.has_dedicated_cpus(), config.cpus()) {
         (false, ..=2) => (4_000, 16),
