@@ -56,7 +56,7 @@ pub use self::{
     error::volume_error,
     extend::seen as extension_seen,
     in_use::once_free,
-    load::{load, resume},
+    load::{load, resume, serve},
     requests::{act, create, get, list},
     restore::backing,
     row::{FORMAT, SavedVolume, VolumeRow},

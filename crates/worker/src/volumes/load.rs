@@ -63,22 +63,28 @@ pub async fn load(shared: &Shared) -> Result<(), WorkerError> {
     Ok(())
 }
 
+/// Goes on with serving what volumes are restored from. Before VMs are adopted: one that waits for
+/// it answers nothing.
+pub fn serve(shared: &Arc<Shared>) {
+    for id in unfinished(shared, VolumeState::Hydrating) {
+        restore::begin(shared, &id);
+    }
+}
+
+fn unfinished(shared: &Shared, wanted: VolumeState) -> Vec<VolumeId> {
+    let state = shared.volumes.state();
+    let rows = state.entries.values().map(|entry| &entry.row);
+    rows.filter(|row| row.state == wanted).map(|row| row.id.clone()).collect()
+}
+
 /// Goes on with what was not finished.
 pub fn resume(shared: &Arc<Shared>) {
-    let unfinished = |wanted: VolumeState| -> Vec<VolumeId> {
-        let state = shared.volumes.state();
-        let rows = state.entries.values().map(|entry| &entry.row);
-        rows.filter(|row| row.state == wanted).map(|row| row.id.clone()).collect()
-    };
     for state in [VolumeState::Creating, VolumeState::Restoring] {
-        for id in unfinished(state) {
+        for id in unfinished(shared, state) {
             make::begin(shared, &id);
         }
     }
-    for id in unfinished(VolumeState::Hydrating) {
-        restore::begin(shared, &id);
-    }
-    for id in unfinished(VolumeState::Extending) {
+    for id in unfinished(shared, VolumeState::Extending) {
         // Nobody waits for it.
         drop(extend::begin(shared, &id));
     }
