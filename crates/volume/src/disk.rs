@@ -21,6 +21,11 @@ use crate::{
 /// of 4 KiB to a cluster writes 4 KiB and not 64.
 const LAYOUT: &str = "compat=1.1,cluster_size=65536,extended_l2=on,lazy_refcounts=off";
 
+/// The same without parts, for disks with a backing: QEMU before 8.1 aborts when it copies from a
+/// backing to a cluster of which a part is there already (assertion `skip_bytes < pnum` in
+/// `bdrv_co_do_copy_on_readv`).
+const LAYOUT_WITH_BACKING: &str = "compat=1.1,cluster_size=65536,lazy_refcounts=off";
+
 /// The key is random, so nothing is won by stretching it, and each open would wait for it. One
 /// millisecond is the least that `qemu-img` takes. The hash is one that needs long enough for
 /// `qemu-img` to measure it: with SHA-256 QEMU 7.2 fails every other time ([`UNMEASURABLE`]).
@@ -77,9 +82,29 @@ impl Disks {
         bytes: u64,
         key: Option<&VolumeKey>,
     ) -> Result<(), VolumeError> {
+        self.create_with(LAYOUT, disk, bytes, key).await
+    }
+
+    /// The same of one that is to be filled from a backing.
+    pub(crate) async fn create_for_backing(
+        &self,
+        disk: &Path,
+        bytes: u64,
+        key: Option<&VolumeKey>,
+    ) -> Result<(), VolumeError> {
+        self.create_with(LAYOUT_WITH_BACKING, disk, bytes, key).await
+    }
+
+    async fn create_with(
+        &self,
+        layout: &str,
+        disk: &Path,
+        bytes: u64,
+        key: Option<&VolumeKey>,
+    ) -> Result<(), VolumeError> {
         new_file(disk)?;
         let what = format!("create the disk {}", disk.display());
-        let mut layout = LAYOUT.to_owned();
+        let mut layout = layout.to_owned();
         if key.is_some() {
             layout.extend([",", LUKS]);
         }
