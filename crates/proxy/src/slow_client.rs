@@ -1,5 +1,5 @@
-//! Finds clients that take their responses, or send their requests' bodies, so slowly that they keep
-//! machines awake.
+//! Finds clients that take their responses, or send their requests' bodies, so slowly that they
+//! keep machines awake.
 //!
 //! Now and then one looks whether it is the client who is waited for: whether its socket takes no
 //! more, or, over HTTP/2, whether a part of a response is there that the client gives no room for,

@@ -23,8 +23,8 @@ use crate::{
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
 const MAX_PAUSE: Duration = Duration::from_millis(20);
 /// The next attempt to connect begins after a quarter of the time waited so far, within these: a
-/// machine whose network is not up drops the packet, and the kernel sends another one after a second
-/// only.
+/// machine whose network is not up drops the packet, and the kernel sends another one after a
+/// second only.
 const ATTEMPT: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 /// Attempts at once.
 const MAX_ATTEMPTS: usize = 8;
