@@ -98,8 +98,8 @@ pub struct Config {
     pub pool_idle: Duration,
     /// How long a client may take to send a request's head, or stay without a request.
     pub headers_read_timeout: Duration,
-    /// An HTTP/1 connection of a client without a request for so long gives up its buffers until the
-    /// next one.
+    /// An HTTP/1 connection of a client without a request for so long gives up its buffers until
+    /// the next one.
     pub rest_after: Duration,
     /// The least that a client has to take of its responses while more is there for it: whoever
     /// takes less is cut off, as the machine would be kept awake. Time in which it is the machine

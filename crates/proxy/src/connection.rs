@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use futures::task::AtomicWaker;
 use http::Version;
 use parking_lot::Mutex;
 use tokio::{
@@ -84,6 +85,8 @@ pub(crate) struct Connection {
     is_between: AtomicBool,
     /// Bodies of requests.
     uploads: Mutex<Vec<Upload>>,
+    /// Who looks for slow clients.
+    pub watcher: AtomicWaker,
     /// Responses over HTTP/2, each with a client's window of its own.
     streams: Mutex<Vec<Weak<StreamBody>>>,
     /// How many of both.
@@ -193,6 +196,11 @@ impl Connection {
         let after = uploads.len();
         self.watched.fetch_add(after, Ordering::Relaxed);
         self.watched.fetch_sub(before, Ordering::Relaxed);
+        drop(uploads);
+        // Over HTTP/1 it is the connection's own task that is here.
+        if self.had_http2.load(Ordering::Relaxed) {
+            self.watcher.wake();
+        }
     }
 
     /// Ends bodies that the client sends too slowly.
@@ -283,6 +291,7 @@ pub(crate) async fn attend(
         quiet: Notify::new(),
         is_between: AtomicBool::new(true),
         uploads: Mutex::default(),
+        watcher: AtomicWaker::new(),
         streams: Mutex::default(),
         watched: AtomicUsize::new(0),
         is_slow: AtomicBool::new(false),

@@ -1,5 +1,5 @@
-//! Finds clients that take their responses, or send their requests' bodies, so slowly that they keep
-//! machines awake.
+//! Finds clients that take their responses, or send their requests' bodies, so slowly that they
+//! keep machines awake.
 //!
 //! Now and then one looks whether it is the client who is waited for: whether its socket takes no
 //! more, or, over HTTP/2, whether a part of a response is there that the client gives no room for,
@@ -45,13 +45,21 @@ impl Pace {
 /// it takes too little, where others are none of their business, are cut, and so are requests of
 /// which it sends too little.
 ///
-/// To be polled whenever something happens on the connection: nothing else wakes it while nobody
-/// waits for the client.
+/// To be polled whenever something happens on the connection: nothing but bodies of requests over
+/// HTTP/2 wakes it while nobody waits for the client.
 pub(crate) async fn found(connection: &Connection, config: &Config) {
     let (download, upload) = (&config.download_limit, &config.upload_limit);
     let pause = (download.window.min(upload.window) / LOOKS).max(Duration::from_millis(1));
     loop {
-        poll_fn(|_| if connection.may_be_slow() { Poll::Ready(()) } else { Poll::Pending }).await;
+        let mut is_known = false;
+        poll_fn(|context| {
+            if !is_known {
+                connection.watcher.register(context.waker());
+                is_known = true;
+            }
+            if connection.may_be_slow() { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
         let mut pace = Pace::default();
         while connection.may_be_slow() {
             if pace.is_too_slow(download, connection.blocked()) {
