@@ -416,7 +416,7 @@ impl WarmVm {
         let (own, directory) = (&self.vm.directory, &spec.directory);
         let failed = |what: &str| VmmError::io(format!("{what} of machine {}", spec.machine_id));
         disks::exchange(&mut self.qmp, &spec.disks)?;
-        volumes::attach(&mut self.qmp, &spec.volumes, Guest::IsTold)?;
+        volumes::attach(&mut self.qmp, &running.process, &spec.volumes, Guest::IsTold)?;
         if let Some(cgroups) = self.vm.slot.cgroups() {
             cgroups.slot(&self.vm.slot.cgroup_name()).set_cpu_weight(spec.cpu_weight)?;
         }
