@@ -51,10 +51,12 @@ impl Service<Request<Incoming>> for Forward {
     }
 }
 
+type Http2<S> = http2::Connection<TokioIo<Guarded<S>>, Forward, TokioExecutor>;
+
 /// What reads and writes HTTP. Boxed, as there is none while a connection rests.
 pub(crate) enum Serving<S> {
     Http1(Box<http1::UpgradeableConnection<TokioIo<Guarded<S>>, Forward>>),
-    Http2(Pin<Box<http2::Connection<TokioIo<Guarded<S>>, Forward, TokioExecutor>>>),
+    Http2(Pin<Box<Http2<S>>>),
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Serving<S> {

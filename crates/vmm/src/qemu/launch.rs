@@ -259,7 +259,7 @@ impl Launch<'_> {
             Source::Cold(_) | Source::Snapshot(..) => Guest::Knows,
         };
         // What was saved is as good as before, when it is a volume that is not.
-        volumes::attach(&mut qmp, self.volumes, guest)?;
+        volumes::attach(&mut qmp, &running.process, self.volumes, guest)?;
         throttle::limit(&mut qmp, self.volumes, self.volume_limits)?;
         // From here on it is to be kept, and what it was saved to must never be used again, since
         // its disk changes.

@@ -352,9 +352,11 @@ impl WarmVm {
     /// Puts a machine's disks and volumes behind its devices. On error it is gone. Blocks.
     pub(super) fn attach(mut self, spec: &LaunchSpec) -> Result<Self, VmmError> {
         let begun = Instant::now();
-        disks::exchange(&mut self.qmp, &spec.disks)?;
-        volumes::attach(&mut self.qmp, &spec.volumes, Guest::IsTold)?;
-        throttle::limit(&mut self.qmp, &spec.volumes, spec.volume_limits)?;
+        if let Some(running) = &self.vm.running {
+            disks::exchange(&mut self.qmp, &spec.disks)?;
+            volumes::attach(&mut self.qmp, &running.process, &spec.volumes, Guest::IsTold)?;
+            throttle::limit(&mut self.qmp, &spec.volumes, spec.volume_limits)?;
+        }
         self.attaching = begun.elapsed();
         Ok(self)
     }
