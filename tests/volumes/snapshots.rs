@@ -112,10 +112,12 @@ fn writable(pid: u32) -> Result<BTreeSet<(u64, u64)>> {
         let entry = entry?;
         let number = entry.file_name();
         let info = format!("/proc/{pid}/fdinfo/{}", number.to_string_lossy());
-        let info = fs::read_to_string(info)?;
+        // It may be closed by now.
+        let (Ok(info), Ok(file)) = (fs::read_to_string(info), fs::metadata(entry.path())) else {
+            continue;
+        };
         let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
         let flags = u32::from_str_radix(flags.context("flags")?.trim(), 8)?;
-        let file = fs::metadata(entry.path())?;
         if flags & 0o3 != 0 && file.is_file() {
             found.insert((file.dev(), file.ino()));
         }
