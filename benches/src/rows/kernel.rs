@@ -20,7 +20,8 @@ use crate::{
 
 /// As the driver has it for VMs (`caddis-vmm`, boot arguments), with a first program that isn't
 /// there.
-pub(super) const KERNEL_ARGUMENTS: &str = "quiet cryptomgr.notests 8250.nr_uarts=1 i8042.noaux i8042.nomux i8042.nopnp i8042.dumbkbd \
+pub(super) const KERNEL_ARGUMENTS: &str = "quiet cryptomgr.notests 8250.nr_uarts=1 \
+     i8042.noaux i8042.nomux i8042.nopnp i8042.dumbkbd \
      random.trust_cpu=on no_timer_check lsm= audit=0 mitigations=off reboot=t panic=-1 \
      tsc=reliable rdinit=/none root=/dev/none";
 

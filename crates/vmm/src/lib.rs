@@ -333,7 +333,8 @@ pub trait Vm: Send + Sync + 'static {
     ///
     /// # Errors
     /// [`VmmError::InvalidDisk`] where it has no such volume, one is being taken of it already, or
-    /// it is being restored; [`VmmError::Io`] when the VM can't be told. Then nothing is left of it.
+    /// it is being restored; [`VmmError::Io`] when the VM can't be told. Then nothing is left of
+    /// it.
     async fn begin_snapshot(&self, index: u8, point: PointInTime)
     -> Result<VolumeExport, VmmError>;
 

@@ -20,8 +20,8 @@ pub struct VolumeDisk {
     pub passphrase: Option<Passphrase>,
     /// What the guest sees of it, bytes.
     pub size: u64,
-    /// What is read where the file has nothing yet, while it is being restored. Not for a qcow2 with
-    /// extended L2 entries, which QEMU 7.2 can't restore while a guest uses it.
+    /// What is read where the file has nothing yet, while it is being restored. Not for a qcow2
+    /// with extended L2 entries, which QEMU 7.2 can't restore while a guest uses it.
     pub backing: Option<Backing>,
 }
 

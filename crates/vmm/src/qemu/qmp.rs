@@ -1,5 +1,6 @@
 //! QEMU's control protocol, as much of it as we use: one command at a time, each answered, and the
-//! events that tell how a migration goes and that an export is gone. Blocks; for blocking threads only.
+//! events that tell how a migration goes and that an export is gone. Blocks; for blocking threads
+//! only.
 
 use std::{
     io::{self, BufRead as _, BufReader, IoSlice, Read as _},
