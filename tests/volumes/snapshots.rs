@@ -112,10 +112,12 @@ fn writable(pid: u32) -> Result<BTreeSet<(u64, u64)>> {
         let entry = entry?;
         let number = entry.file_name();
         let info = format!("/proc/{pid}/fdinfo/{}", number.to_string_lossy());
-        let info = fs::read_to_string(info)?;
+        // It may be closed by now.
+        let (Ok(info), Ok(file)) = (fs::read_to_string(info), fs::metadata(entry.path())) else {
+            continue;
+        };
         let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
         let flags = u32::from_str_radix(flags.context("flags")?.trim(), 8)?;
-        let file = fs::metadata(entry.path())?;
         if flags & 0o3 != 0 && file.is_file() {
             found.insert((file.dev(), file.ino()));
         }
@@ -144,17 +146,18 @@ async fn a_snapshot_holds_its_instant_while_the_guest_writes_on_and_the_next_onl
             vm.shell(&fill).await?;
             let sum = vm.sum(&format!("{place}/a")).await?;
             let first = of("first");
-            let export =
-                vm.snapshot(index, point(host, &first, None, encrypted).await?).await?;
+            let export = vm.snapshot(index, point(host, &first, None, encrypted).await?).await?;
             // All of it, and what the file system knows of it.
             let overwrite = format!(
                 "dd if=/dev/urandom of={place}/a bs=1M count=24 conv=notrunc,fsync 2>/dev/null; \
-                 echo later >{place}/b; sync; rm {place}/b; sync; fstrim {place} 2>/dev/null || true"
+                 echo later >{place}/b; sync; rm {place}/b; sync; \
+                 fstrim {place} 2>/dev/null || true"
             );
             vm.shell(&overwrite).await?;
             let instant = read(host, &export, "instant")?;
             ensure!(sum_in(host, &instant, "/a")? == sum, "it is as it was");
-            ensure!(!run(["debugfs", "-R", "ls -p /", &instant.to_string_lossy()])?.contains("/b/"));
+            let listed = run(["debugfs", "-R", "ls -p /", &instant.to_string_lossy()])?;
+            ensure!(!listed.contains("/b/"));
             vm.vm.end_snapshot(index, true).await?;
 
             for (round, is_taken) in [("second", false), ("third", true)] {

@@ -7,7 +7,6 @@ use std::{
 };
 
 use anyhow::Result;
-use caddis_cli::SERVER_FILE;
 use caddis_network::Network;
 use caddis_vmm::{
     boot::{self, BootSource},
@@ -391,11 +390,11 @@ async fn network(data_dir: &Path) -> Check {
 
 fn port(settings: &Settings) -> Check {
     let name = "port";
+    if let Some(server) = services::running(settings) {
+        return Check::ok(name, format!("{} is served by caddis", server.url));
+    }
     match TcpListener::bind(settings.listen) {
         Ok(_) => Check::ok(name, format!("{} is free", settings.listen)),
-        Err(_) if settings.data_dir.join(SERVER_FILE).exists() => {
-            Check::ok(name, format!("{} is served by caddis", settings.listen))
-        }
         Err(error) => Check::failed(
             name,
             format!("{}: {error}", settings.listen),

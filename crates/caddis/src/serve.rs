@@ -136,7 +136,9 @@ async fn start(
         public_addresses,
     );
     let server = starting.await?;
-    instance.announce(&url(address), server.worker.id().as_str())?;
+    let services = server.traffic.listeners().map(|(http, https)| vec![http, https]);
+    let host = server.worker.id().as_str();
+    instance.announce(&url(address), host, services.unwrap_or_default())?;
     Ok((listener, address, server))
 }
 
@@ -259,6 +261,9 @@ impl Server {
             cpu_overcommit: settings.cpu_overcommit,
             memory_overcommit: settings.memory_overcommit,
             disk_overcommit: settings.disk_overcommit,
+            // Who says how much volumes may take may promise more than there is.
+            volume_reserve: settings.volume_gib.is_none().then_some(settings.reserved_disk),
+            volume_throttle: settings.volume_throttle,
             restart_concurrency: settings.restart_concurrency,
             launch_concurrency: LAUNCHES_PER_PROCESSOR
                 * thread::available_parallelism().map_or(1, usize::from),

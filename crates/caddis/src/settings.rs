@@ -165,6 +165,16 @@ pub struct ServeArguments {
     /// environment's AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY].
     #[arg(long, env = "CADDIS_SNAPSHOT_STORE_CREDENTIALS", value_name = "FILE")]
     pub snapshot_store_credentials: Option<PathBuf>,
+    /// Limit the I/O of volumes by the size of the machine, from 4000 requests and 16 MiB per
+    /// second for shared-cpu-1x to 32000 and 128 MiB for performance-16x [default: false].
+    #[arg(
+        long,
+        env = "CADDIS_VOLUME_THROTTLE",
+        value_name = "BOOL",
+        num_args = 0..=1,
+        default_missing_value = "true"
+    )]
+    pub volume_throttle: Option<bool>,
     /// Machines started at the same time after the host was down [default: 4].
     #[arg(long, env = "CADDIS_RESTART_CONCURRENCY", value_name = "COUNT")]
     pub restart_concurrency: Option<usize>,
@@ -220,6 +230,7 @@ pub struct Settings {
     /// Space for volumes; none: [`default_volume_gib`].
     pub volume_gib: Option<u64>,
     pub snapshots: SnapshotSettings,
+    pub volume_throttle: bool,
     pub restart_concurrency: usize,
     pub pool: usize,
     pub log_bytes: u64,
@@ -281,6 +292,7 @@ impl ServeArguments {
             disk_overcommit,
             volume_gib: set.volume_gb,
             snapshots,
+            volume_throttle: set.volume_throttle.unwrap_or(false),
             restart_concurrency: set.restart_concurrency.unwrap_or(4),
             pool: set.pool.unwrap_or(8),
             log_bytes: set.log_mb.unwrap_or(16).saturating_mul(1 << 20),

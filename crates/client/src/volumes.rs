@@ -146,8 +146,7 @@ impl Client {
         volume: &str,
         snapshot: &str,
     ) -> Result<(), ClientError> {
-        let delete =
-            Request::delete(["v1", "apps", app, "volumes", volume, "snapshots", snapshot]);
+        let delete = Request::delete(["v1", "apps", app, "volumes", volume, "snapshots", snapshot]);
         self.send(&delete).await.map(drop)
     }
 }

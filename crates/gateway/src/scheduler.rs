@@ -307,7 +307,8 @@ mod tests {
         };
         let local = RegionCode::from_trusted("local");
         let far = (RegionCode::from_trusted("far"), vec![]);
-        let error = no_room_for_volume(&wanted, &[(local.clone(), vec![full, used.clone(), drained]), far]);
+        let error =
+            no_room_for_volume(&wanted, &[(local.clone(), vec![full, used.clone(), drained]), far]);
         assert_eq!(error.code, ErrorCode::InsufficientCapacity);
         assert_eq!(
             error.message,

@@ -104,8 +104,9 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
-            chunk_size: 1 << 20,
-            level: 3,
+            // Both measured: docs/internals/snapshots.md.
+            chunk_size: 256 << 10,
+            level: 2,
             grace: Duration::from_secs(60 * 60),
             retries: 8,
             retry_for: Duration::from_secs(60),
@@ -233,13 +234,13 @@ impl SnapshotStore {
     }
 
     /// Takes a snapshot. It is there when this returns, and not before. Dropped, it leaves at most
-    /// chunks for a sweep. Needs memory for a few chunks, and about 100 bytes per chunk of the
-    /// volume that is not zeroes.
+    /// chunks for a sweep. Needs memory for a few chunks, and about 120 bytes per chunk of the
+    /// volume.
     ///
     /// # Errors
     /// `Store` when the store is away, or another server sweeps it; trying again goes on with what
-    /// is there already. What the source fails with. A `previous` that is missing, damaged or of another key is
-    /// logged, and all is read.
+    /// is there already. What the source fails with. A `previous` that is missing, damaged or of
+    /// another key is logged, and all is read.
     pub async fn take(
         &self,
         new: NewSnapshot,

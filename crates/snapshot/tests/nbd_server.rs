@@ -119,7 +119,7 @@ async fn stream(server: &Server, target: &std::path::Path) -> Value {
 async fn empty(server: &Server, size: u64) -> std::path::PathBuf {
     let target = server.directory.path().join("target");
     let size = size.to_string();
-    let layout = "compat=1.1,extended_l2=on";
+    let layout = "compat=1.1";
     text("qemu-img", &["create", "-q", "-f", "qcow2", "-o", layout, path(&target), &size]).await;
     target
 }

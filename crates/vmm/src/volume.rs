@@ -20,9 +20,19 @@ pub struct VolumeDisk {
     pub passphrase: Option<Passphrase>,
     /// What the guest sees of it, bytes.
     pub size: u64,
-    /// What is read where the file has nothing yet, while it is being restored. Not for a qcow2 with
-    /// extended L2 entries, which QEMU 7.2 can't restore while a guest uses it.
+    /// What is read where the file has nothing yet, while it is being restored. Not for a qcow2
+    /// with extended L2 entries, which QEMU 7.2 can't restore while a guest uses it.
     pub backing: Option<Backing>,
+}
+
+/// What a guest may read and write of all its volumes together. Bursts of a tenth of a second are
+/// possible, since QEMU counts so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IoLimits {
+    /// Requests per second.
+    pub iops: u32,
+    /// Bytes per second.
+    pub bytes_per_second: u64,
 }
 
 /// What a volume that is being restored is read from: an NBD server of the caller, any export name.

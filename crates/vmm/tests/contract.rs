@@ -94,6 +94,7 @@ async fn a_test_says_how_far_a_restored_volume_is_and_what_fails() {
         cpu_weight: 100,
         disks: Vec::new(),
         volumes: vec![volume],
+        volume_limits: None,
         mac: "02:00:00:00:00:02".to_owned(),
         kernel_args: Vec::new(),
         not_warm: false,

@@ -20,9 +20,11 @@ use crate::{
 /// Clusters as QEMU makes them by default, in parts that are allocated one by one: the first write
 /// of 4 KiB to a cluster writes 4 KiB and not 64.
 const LAYOUT: &str = "compat=1.1,cluster_size=65536,extended_l2=on,lazy_refcounts=off";
-/// Without these parts: QEMU 7.2 can't copy a backing to them while a guest writes (`block-stream`
-/// stands still).
-const RESTORED: &str = "compat=1.1,cluster_size=65536,extended_l2=off,lazy_refcounts=off";
+
+/// The same without parts, for disks with a backing: QEMU before 8.1 aborts when it copies from a
+/// backing to a cluster of which a part is there already (assertion `skip_bytes < pnum` in
+/// `bdrv_co_do_copy_on_readv`).
+const LAYOUT_WITH_BACKING: &str = "compat=1.1,cluster_size=65536,lazy_refcounts=off";
 
 /// The key is random, so nothing is won by stretching it, and each open would wait for it. One
 /// millisecond is the least that `qemu-img` takes. The hash is one that needs long enough for
@@ -80,20 +82,20 @@ impl Disks {
         bytes: u64,
         key: Option<&VolumeKey>,
     ) -> Result<(), VolumeError> {
-        self.create_as(LAYOUT, disk, bytes, key).await
+        self.create_with(LAYOUT, disk, bytes, key).await
     }
 
-    /// The same, of one that is to get its contents from a backing.
-    pub(crate) async fn create_for_restore(
+    /// The same of one that is to be filled from a backing.
+    pub(crate) async fn create_for_backing(
         &self,
         disk: &Path,
         bytes: u64,
         key: Option<&VolumeKey>,
     ) -> Result<(), VolumeError> {
-        self.create_as(RESTORED, disk, bytes, key).await
+        self.create_with(LAYOUT_WITH_BACKING, disk, bytes, key).await
     }
 
-    async fn create_as(
+    async fn create_with(
         &self,
         layout: &str,
         disk: &Path,

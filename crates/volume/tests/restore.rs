@@ -104,16 +104,15 @@ async fn a_restore_that_is_dropped_frees_the_volume_and_keeps_what_was_copied() 
     let backing = backing();
     let (socket, (progress, _)) = (backing.socket(), watch::channel(Progress::default()));
     backing.served.away_from.store(120 * MIB, Ordering::SeqCst);
+    let mut hydration = Box::pin(host.store.hydrate(&volume, &socket, &progress));
     tokio::select! {
-        hydrated = host.store.hydrate(&volume, &socket, &progress) => {
-            panic!("{hydrated:?}")
-        }
-        () = backing.served.wanted.notified() => {
-            let other = host.store.open_writer(&volume, "a test").await.unwrap_err();
-            let expected = "volume vol_a is in use by its restore: stop that first";
-            assert_eq!(other.to_string(), expected);
-        }
+        hydrated = &mut hydration => panic!("{hydrated:?}"),
+        () = backing.served.wanted.notified() => {}
     }
+    let other = host.store.open_writer(&volume, "a test").await.unwrap_err();
+    let expected = "volume vol_a is in use by its restore: stop that first";
+    assert_eq!(other.to_string(), expected);
+    drop(hydration);
     // It waits for the daemon, which has QEMU's lock until it is gone.
     let node = host.node(&volume).await;
     assert!(node.has(2, "100M", "10M"), "it has what came first");
@@ -161,8 +160,8 @@ fn daemon(host: &Host) -> u32 {
         comm.trim() == "qemu-storage-da" && open.is_ok_and(|path| path == marker)
     };
     let processes = fs::read_dir("/proc").unwrap().flatten();
-    let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    pids.filter(is_daemon).next().expect("no daemon has it open")
+    let mut pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.find(is_daemon).expect("no daemon has it open")
 }
 
 #[tokio::test]

@@ -57,6 +57,8 @@ pub fn config(directory: &Path) -> WorkerConfig {
         cpu_overcommit: 1e6,
         memory_overcommit: 1.0,
         disk_overcommit: 1e6,
+        volume_reserve: None,
+        volume_throttle: false,
         restart_concurrency: 4,
         launch_concurrency: 1024,
         log_bytes_per_machine: 1 << 20,

@@ -1,5 +1,5 @@
-//! What the engine needs of images, network and what VMs export, as traits, so that it can be tested
-//! without any.
+//! What the engine needs of images, network and what VMs export, as traits, so that it can be
+//! tested without any.
 
 use std::{collections::HashSet, os::fd::OwnedFd, path::Path};
 

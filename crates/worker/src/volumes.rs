@@ -7,7 +7,7 @@
 //!                                    ▼              ▼        │ undelete
 //!                                  failed     pending_destroy ──24 h──▶ destroyed, then forgotten
 //!
-//!   create from a snapshot ─▶ restoring, recorded ─▶ files made ─▶ hydrating ── all read ─▶ created
+//!   create from a snapshot ─▶ restoring, recorded ─▶ files made ─▶ hydrating ─ all read ─▶ created
 //! ```
 //!
 //! Which machine a volume is attached to is recorded nowhere: it is the one, of those that are not

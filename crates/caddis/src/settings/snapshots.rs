@@ -66,9 +66,9 @@ impl SnapshotSettings {
         }
         match store {
             None => Ok(Self::Directory(data_dir.join(instance::SNAPSHOTS))),
-            Some(store) if store.is_empty() || store.contains("://") => bail!(
-                "invalid snapshot store '{store}': use a directory, or {S3}BUCKET/PREFIX"
-            ),
+            Some(store) if store.is_empty() || store.contains("://") => {
+                bail!("invalid snapshot store '{store}': use a directory, or {S3}BUCKET/PREFIX")
+            }
             Some(store) => Ok(Self::Directory(store.into())),
         }
     }

@@ -1,6 +1,6 @@
 //! What a caller may see and change. Apps, machines, volumes, snapshots and organizations that
-//! requests name are found here and nowhere else: the names in a path are handed out only to callers that may see
-//! what they are names of.
+//! requests name are found here and nowhere else: the names in a path are handed out only to
+//! callers that may see what they are names of.
 //!
 //! A caller that may not see an app gets the answer that it would get if there were none. So the
 //! decision is by name, before anything is looked up: neither the answer nor the time that it takes
@@ -151,7 +151,8 @@ async fn machine(context: &Context, name: &str, id: &MachineId) -> Found<Arc<Cac
     Err(ApiError::machine_not_found())
 }
 
-/// Where a volume of this very app is, or was: of an app that had its name before there may be some left.
+/// Where a volume of this very app is, or was: of an app that had its name before there may be some
+/// left.
 async fn placed(context: &Context, app: &AppRecord, id: &VolumeId) -> Found<VolumePlacement> {
     let placed = context.catalog.volume(id).await?.filter(|row| row.app_number == app.number);
     placed.ok_or_else(ApiError::volume_not_found)

@@ -3,9 +3,10 @@
 //!
 //! A sweep removes chunks that no snapshot has; a snapshot that is being taken may be about to use
 //! them. Whoever takes one and whoever sweeps first writes a claim, then looks for those of others:
-//! the sweep gives way at once and before each removal, the snapshot waits until it has. Of two that
-//! begin at the same time, at least one sees the other. A claim is renewed for as long as its work
-//! goes on; one that was not for a while is of a server that is gone, and the next sweep removes it.
+//! the sweep gives way at once and before each removal, the snapshot waits until it has. Of two
+//! that begin at the same time, at least one sees the other. A claim is renewed for as long as its
+//! work goes on; one that was not for a while is of a server that is gone, and the next sweep
+//! removes it.
 
 use std::{sync::Arc, time::Duration};
 

@@ -16,11 +16,11 @@ use super::{
 use crate::{Snapshot, SnapshotError};
 
 /// Chunks that are kept decoded.
-const CHUNKS: usize = 16;
+const CHUNKS: usize = 64;
 /// Segments that are kept, of 36 KiB each.
 const SEGMENTS: usize = 64;
 /// Chunks of one read that are fetched at the same time.
-const AT_ONCE: usize = 4;
+const AT_ONCE: usize = 8;
 
 /// Reads a snapshot, of which each chunk is verified. Clones share what was read last.
 #[derive(Clone)]

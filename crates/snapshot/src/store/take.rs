@@ -20,7 +20,7 @@ use super::{
 use crate::{Extent, NewSnapshot, Progress, Snapshot, SnapshotError, SnapshotName, Source};
 
 /// Chunks that are worked on at the same time.
-const AT_ONCE: usize = 8;
+const AT_ONCE: usize = 16;
 /// Listings and lists of chunks that are fetched at the same time.
 const FETCHED_AT_ONCE: usize = 16;
 /// Bytes of which the extents are asked at once.
@@ -126,7 +126,7 @@ impl Inner {
         let lists = ids.collect();
         let mut wanted = HashMap::new();
         for entry in segments.iter().flatten().filter(|entry| !entry.is_zero()) {
-            wanted.insert(entry.id.short(), *entry);
+            wanted.insert(entry.id.short(), entry.stored);
         }
         let lost = self.lost(organization, wanted).await?;
         if !lost.is_empty() {
@@ -144,9 +144,9 @@ impl Inner {
     async fn lost(
         &self,
         organization: &str,
-        mut wanted: HashMap<u128, Entry>,
+        mut wanted: HashMap<u128, u32>,
     ) -> Result<HashSet<u128>, SnapshotError> {
-        let mut directories: Vec<u8> = wanted.values().map(|entry| entry.id.0[0]).collect();
+        let mut directories: Vec<u8> = wanted.keys().map(Id::first).collect();
         directories.sort_unstable();
         directories.dedup();
         let mut listed = futures::stream::iter(directories)
@@ -155,7 +155,7 @@ impl Inner {
         while let Some(meta) = listed.try_next().await? {
             let Some(id) = meta.location.filename().and_then(Id::parse) else { continue };
             let found = wanted.get(&id.short());
-            if found.is_some_and(|entry| u64::from(entry.stored) == meta.size) {
+            if found.is_some_and(|stored| u64::from(*stored) == meta.size) {
                 wanted.remove(&id.short());
             }
         }

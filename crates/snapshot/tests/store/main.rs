@@ -1,4 +1,5 @@
 //! Snapshots in a store: what is taken is what is read, and nothing else ever is.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test")]
 
 mod basics;
 mod damage;

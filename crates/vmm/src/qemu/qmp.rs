@@ -1,5 +1,6 @@
 //! QEMU's control protocol, as much of it as we use: one command at a time, each answered, and the
-//! events that tell how a migration goes and that an export is gone. Blocks; for blocking threads only.
+//! events that tell how a migration goes and that an export is gone. Blocks; for blocking threads
+//! only.
 
 use std::{
     io::{self, BufRead as _, BufReader, IoSlice, Read as _},
@@ -83,16 +84,22 @@ impl Qmp {
         self.send("getfd", json!({ "fdname": name }), &[descriptor], TIMEOUT).map(|_| ())
     }
 
+    /// Has it close a descriptor that it was given under a name, if it has one.
+    pub(crate) fn take_back(&mut self, name: &str) -> io::Result<()> {
+        match self.execute("closefd", json!({ "fdname": name })) {
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),
+            closed => closed.map(drop),
+        }
+    }
+
     /// Adds a descriptor to a set of them, from which files are opened by the name
-    /// `/dev/fdset/SET`. Which number it has there.
+    /// `/dev/fdset/SET`. When no file is open from it and nobody is connected it is closed.
     pub(crate) fn add_descriptor(
         &mut self,
         set: u32,
         descriptor: BorrowedFd<'_>,
-    ) -> io::Result<u64> {
-        let added = self.send("add-fd", json!({ "fdset-id": set }), &[descriptor], TIMEOUT)?;
-        let number = added.get("fd").and_then(Value::as_u64);
-        number.ok_or_else(|| io::Error::other("QEMU does not say which descriptor it has added"))
+    ) -> io::Result<()> {
+        self.send("add-fd", json!({ "fdset-id": set }), &[descriptor], TIMEOUT).map(|_| ())
     }
 
     /// Has it close the descriptors of a set that nothing uses any more, if there are any.

@@ -1,12 +1,9 @@
 //! Saves running VMs to a file, and has them go on.
 
 use std::{
-    fs::{self, File},
+    fs::File,
     io::{self, Read},
-    os::{
-        fd::{AsFd as _, OwnedFd},
-        unix::fs::{FileTypeExt as _, MetadataExt as _},
-    },
+    os::fd::AsFd as _,
     path::{Path, PathBuf},
     sync::atomic::{AtomicBool, Ordering},
 };
@@ -77,7 +74,7 @@ impl Standing<'_> {
         fcntl_setpipe_size(&theirs, PIPE)?;
         rustix::fs::fchown(&theirs, Some(rustix::fs::Uid::from_raw(self.uid)), None)?;
         qmp.give("state", theirs.as_fd())?;
-        let number = self.number_of(&theirs)?;
+        let number = self.process.number_of(&theirs)?;
         // The state ends when QEMU closes its own.
         drop(theirs);
         let disks = open(&self.saving.disks)?;
@@ -101,21 +98,6 @@ impl Standing<'_> {
         }
         write_through(&disks)?;
         snapshot::keep(file)
-    }
-
-    /// Which number a pipe has in the process.
-    fn number_of(&self, pipe: &OwnedFd) -> io::Result<u32> {
-        let inode = rustix::fs::fstat(pipe)?.st_ino;
-        for entry in fs::read_dir(format!("/proc/{}/fd", self.process.id.pid))?.flatten() {
-            let found = fs::metadata(entry.path())
-                .is_ok_and(|file| file.file_type().is_fifo() && file.ino() == inode);
-            if let Some(number) =
-                entry.file_name().to_str().and_then(|name| name.parse().ok()).filter(|_| found)
-            {
-                return Ok(number);
-            }
-        }
-        Err(io::Error::other("QEMU does not have the pipe it was given"))
     }
 
     fn write(&self, file: &Path, mut pipe: File, cancelled: &AtomicBool) -> io::Result<()> {

@@ -33,7 +33,7 @@ use super::{
     disks::{cache, over, sets},
     qmp::Qmp,
 };
-use crate::{Passphrase, VmmError, VolumeDisk, volume};
+use crate::{Passphrase, VmmError, VolumeDisk, process::Process, volume};
 
 mod clone;
 mod hydrate;
@@ -56,10 +56,15 @@ pub(super) enum Guest {
 }
 
 /// Puts volumes behind their devices.
-pub(super) fn attach(qmp: &mut Qmp, volumes: &[VolumeDisk], guest: Guest) -> Result<(), VmmError> {
+pub(super) fn attach(
+    qmp: &mut Qmp,
+    process: &Process,
+    volumes: &[VolumeDisk],
+    guest: Guest,
+) -> Result<(), VmmError> {
     for volume in volumes {
         let name = volume.role().name();
-        attach_one(qmp, volume, guest).map_err(|error| match error.kind() {
+        attach_one(qmp, process, volume, guest).map_err(|error| match error.kind() {
             // QEMU refuses it.
             io::ErrorKind::InvalidInput => {
                 VmmError::InvalidDisk { name, reason: error.to_string() }
@@ -70,7 +75,12 @@ pub(super) fn attach(qmp: &mut Qmp, volumes: &[VolumeDisk], guest: Guest) -> Res
     Ok(())
 }
 
-fn attach_one(qmp: &mut Qmp, volume: &VolumeDisk, guest: Guest) -> io::Result<()> {
+fn attach_one(
+    qmp: &mut Qmp,
+    process: &Process,
+    volume: &VolumeDisk,
+    guest: Guest,
+) -> io::Result<()> {
     let size = number(volume, SIZE_AT)?;
     let invalid = |text: String| Err(io::Error::new(io::ErrorKind::InvalidInput, text));
     if size > volume.size {
@@ -85,13 +95,13 @@ fn attach_one(qmp: &mut Qmp, volume: &VolumeDisk, guest: Guest) -> io::Result<()
     }
     let (role, names) = (volume.role(), Names::of(volume.index));
     let (node, secret) = (names.part(Part::Machine), names.part(Part::Key));
-    let [_, own] = own_sets(&names);
-    qmp.add_descriptor(own, volume.file.as_fd())?;
+    qmp.add_descriptor(own_set(&names), volume.file.as_fd())?;
     if let Some(passphrase) = &volume.passphrase {
         add_secret(qmp, &secret, passphrase)?;
     }
     let backing = volume.backing.as_ref();
-    let backing = backing.map(|backing| hydrate::open(qmp, &names, backing)).transpose()?;
+    let backing =
+        backing.map(|backing| hydrate::open(qmp, process, &names, backing)).transpose()?;
     qmp.execute("blockdev-add", chain(volume, &names, backing))?;
     qmp.execute("blockdev-reopen", json!({ "options": [over(role, json!(node))] }))?;
     if guest == Guest::IsTold || size < volume.size {
@@ -115,9 +125,10 @@ fn number(volume: &VolumeDisk, at: u64) -> io::Result<u64> {
     Ok(u64::from_be_bytes(number))
 }
 
-/// Sets of descriptors of a volume: of what it is restored from, and of its file.
-fn own_sets(names: &Names) -> [u32; 2] {
-    sets(names.role())
+/// The set of descriptors of a volume's file.
+fn own_set(names: &Names) -> u32 {
+    let [_, own] = sets(names.role());
+    own
 }
 
 /// A volume, as a block node of that name. Its file is locked once more in QEMU's own way, which
@@ -127,7 +138,7 @@ fn own_sets(names: &Names) -> [u32; 2] {
 /// it uses it wants the space to be there later.
 fn chain(volume: &VolumeDisk, names: &Names, backing: Option<String>) -> Value {
     let role = volume.role();
-    let [_, own] = own_sets(names);
+    let own = own_set(names);
     let mut chain = json!({
         "driver": "qcow2", "node-name": names.part(Part::Machine), "backing": backing,
         "cache": cache(role), "discard": "unmap", "detect-zeroes": "off",
@@ -192,7 +203,7 @@ mod tests {
             let text = chain.to_string();
             assert!(text.contains("\"no-flush\":false") && !text.contains("\"no-flush\":true"));
             assert_eq!(chain["backing"], Value::Null);
-            let [_, set] = own_sets(&names);
+            let set = own_set(&names);
             assert_eq!(chain["file"]["filename"], json!(format!("/dev/fdset/{set}")));
             assert!(!text.contains("secret words"));
         }

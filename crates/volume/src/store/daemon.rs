@@ -38,7 +38,8 @@ pub(super) struct Daemon {
     child: Child,
     stdin: ChildStdin,
     stdout: Lines<BufReader<ChildStdout>>,
-    stderr: JoinHandle<io::Result<Vec<u8>>>,
+    /// What it says on standard error, until that was told.
+    stderr: Option<JoinHandle<io::Result<Vec<u8>>>>,
     events: VecDeque<Value>,
 }
 
@@ -79,7 +80,7 @@ impl Daemon {
         let (Some(stdin), Some(stdout), stderr) = streams else {
             return Err(failed(io::Error::other("it has no standard streams")));
         };
-        let stderr = tokio::spawn(process::read(stderr, |_| ()));
+        let stderr = Some(tokio::spawn(process::read(stderr, |_| ())));
         let stdout = BufReader::new(stdout).lines();
         let (what, events) = (what.to_owned(), VecDeque::new());
         let mut daemon = Self { what, program: path, child, stdin, stdout, stderr, events };
@@ -163,8 +164,11 @@ impl Daemon {
     /// Its end, which nobody asked for.
     async fn ended(&mut self) -> VolumeError {
         let code = self.child.wait().await.ok().and_then(|status| status.code());
-        let stderr = (&mut self.stderr).await.ok().and_then(Result::ok).unwrap_or_default();
-        let stderr = String::from_utf8_lossy(&stderr).into_owned();
+        let mut said = Vec::new();
+        if let Some(stderr) = self.stderr.take() {
+            said = stderr.await.ok().and_then(Result::ok).unwrap_or_default();
+        }
+        let stderr = String::from_utf8_lossy(&said).into_owned();
         Ended { code, stdout: Vec::new(), stderr }.error(&self.program, &self.what)
     }
 

@@ -40,7 +40,7 @@ impl VolumeStore {
         let work = inner.work(&id, size)?;
         let key = if encrypted { Some(inner.new_key(&id)?) } else { None };
         let (key, wrapped) = key.unzip();
-        inner.disks.create_for_restore(&work.disk(), size.bytes(), key.as_ref()).await?;
+        inner.disks.create_for_backing(&work.disk(), size.bytes(), key.as_ref()).await?;
         let mut record = Record::new(id, size, filesystem, wrapped, created_at);
         record.set_restoring(true);
         inner.publish(work, record).await
@@ -156,7 +156,10 @@ impl Hydration {
                         }
                         Some("BLOCK_JOB_COMPLETED") => {
                             return match said("/data/error") {
-                                None => Ok(self.tell(event.get("data"))),
+                                None => {
+                                    self.tell(event.get("data"));
+                                    Ok(())
+                                }
                                 Some(reason) => Err(self.ended(daemon, is_read, reason)),
                             };
                         }

@@ -9,7 +9,7 @@ use caddis_api::{
 };
 use caddis_guest_protocol::spec::{MountSpec, VolumeFilesystem};
 use caddis_vmm::{Backing, Passphrase, VolumeDisk};
-use caddis_volume::{Volume, VolumeError, Writer};
+use caddis_volume::{Recorded, Volume, VolumeError, Writer};
 
 use super::{Context, Failure, RunningVmHandle, blocking, launch::is_resume};
 use crate::volumes::{SavedVolume, Wanted, backing, extension_seen, once_free, volume_error};
@@ -27,6 +27,8 @@ pub(super) struct Opened {
     pub disks: Vec<VolumeDisk>,
     /// Each as it was opened, with the generation before.
     opened: Vec<(Volume, u64)>,
+    /// What is still to be durable of that.
+    recorded: Vec<Recorded>,
 }
 
 fn mounts(context: &Context) -> impl Iterator<Item = (u8, &Mount, Result<VolumeId, Failure>)> {
@@ -74,7 +76,8 @@ fn check(context: &Context, id: &VolumeId) -> Result<(), Failure> {
     }
 }
 
-/// Opens all of them for the machine's VM.
+/// Opens all of them for the machine's VM, which may not write to them before that is
+/// [recorded](Opened::recorded).
 pub(super) async fn open(context: &Context) -> Result<Opened, Failure> {
     let mut all = Opened::default();
     for (index, _, id) in mounts(context) {
@@ -83,9 +86,10 @@ pub(super) async fn open(context: &Context) -> Result<Opened, Failure> {
             Err(failure) => Err(failure),
         };
         match opened {
-            Ok((writer, backing)) => {
+            Ok((writer, recorded, backing)) => {
                 let volume = writer.volume().clone();
                 all.opened.push((volume, writer.previous_generation()));
+                all.recorded.push(recorded);
                 all.disks.push(disk(index, writer, backing));
             }
             Err(failure) => {
@@ -97,7 +101,10 @@ pub(super) async fn open(context: &Context) -> Result<Opened, Failure> {
     Ok(all)
 }
 
-async fn open_one(context: &Context, id: &VolumeId) -> Result<(Writer, Option<Backing>), Failure> {
+async fn open_one(
+    context: &Context,
+    id: &VolumeId,
+) -> Result<(Writer, Recorded, Option<Backing>), Failure> {
     check(context, id)?;
     let volumes = &context.shared.volumes;
     // Whoever reads it for a snapshot, or copies to it, ends that, and begins nothing until the VM
@@ -106,19 +113,23 @@ async fn open_one(context: &Context, id: &VolumeId) -> Result<(Writer, Option<Ba
     let backing = backing(&context.shared, id).await.map_err(Failure::retry)?;
     let holder = format!("machine {}", context.row.id);
     let files = &volumes.files;
-    match once_free(&context.shared.clock, || files.open_writer(id, &holder)).await {
-        Ok(writer) => {
+    match once_free(&context.shared.clock, || files.begin_writer(id, &holder)).await {
+        Ok((writer, recorded)) => {
             extension_seen(&context.shared, id).await;
-            Ok((writer, backing))
+            Ok((writer, recorded, backing))
         }
-        Err(
-            error @ (VolumeError::InUse { .. }
-            | VolumeError::Io { .. }
-            | VolumeError::NoSpace { .. }
-            | VolumeError::Program { .. }
-            | VolumeError::Interrupted(_)),
-        ) => Err(Failure::retry(error)),
-        Err(error) => Err(Failure::last(volume_error(error).message)),
+        Err(error) => Err(failure(error)),
+    }
+}
+
+fn failure(error: VolumeError) -> Failure {
+    match error {
+        error @ (VolumeError::InUse { .. }
+        | VolumeError::Io { .. }
+        | VolumeError::NoSpace { .. }
+        | VolumeError::Program { .. }
+        | VolumeError::Interrupted(_)) => Failure::retry(error),
+        error => Failure::last(volume_error(error).message),
     }
 }
 
@@ -129,6 +140,18 @@ fn disk(index: u8, writer: Writer, backing: Option<Backing>) -> VolumeDisk {
 }
 
 impl Opened {
+    /// Waits until it is durable that they are open.
+    pub(super) async fn recorded(&mut self) -> Result<(), Failure> {
+        let mut outcome = Ok(());
+        for (opened, recorded) in self.opened.iter_mut().zip(self.recorded.drain(..)) {
+            match recorded.done().await {
+                Ok(recorded) => *opened = recorded,
+                Err(error) => outcome = Err(failure(error)),
+            }
+        }
+        outcome
+    }
+
     /// Why the memory of the machine can't be resumed with its volumes, if it can't: what it knows
     /// of their file systems is not so any more.
     pub(super) fn changed_since(&self, saved: &[SavedVolume]) -> Option<String> {
@@ -150,7 +173,9 @@ impl Opened {
     }
 
     /// No VM has run with them: what is saved of the machine still fits to them.
-    pub(super) async fn give_back(self, context: &Context) {
+    pub(super) async fn give_back(mut self, context: &Context) {
+        // What could not be recorded need not be taken back.
+        let _ = self.recorded().await;
         let directory = context.files();
         if !is_resume(&context.row) || !context.shared.vmm.is_saved(directory.directory()) {
             return;

@@ -274,7 +274,7 @@ mod tests {
 
     #[test]
     fn only_what_is_due_twice_by_the_same_clock_is_removed() {
-        let mut rounds = Rounds::default();
+        let mut rounds = Rounds::<VolumeId>::default();
         let volumes = |ids: &[&str]| ids.iter().map(|id| id.parse().unwrap()).collect();
         let mut round = |offset, due: &[&str]| rounds.next(offset, volumes(due));
         let day = 24 * 3600 * 1000;

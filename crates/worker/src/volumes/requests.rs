@@ -1,6 +1,6 @@
 //! Requests about volumes.
 
-use std::sync::Arc;
+use std::{path::Path, sync::Arc};
 
 use caddis_api::{
     ApiError, ErrorCode, UnixMillis, VolumeId,
@@ -253,6 +253,9 @@ impl Shared {
             let error = VolumeError::LimitReached { needed: gib, declared, deleted, limit };
             return Err(ApiError::new(ErrorCode::InsufficientCapacity, error.to_string()));
         }
+        if let Some(reserve) = self.config.volume_reserve {
+            check_room(&self.config.directory, gib, reserve)?;
+        }
         state.promised.insert(volume.clone(), gib);
         Ok(Promise { shared: self, volume: Some(volume.clone()) })
     }
@@ -260,5 +263,37 @@ impl Shared {
     /// The files have reserved it, or it is not needed.
     pub(super) fn fulfil(&self, volume: &VolumeId) {
         self.volumes.state().promised.remove(volume);
+    }
+}
+
+/// Whether the host's disk has room for so many GiB more, beyond what is to be kept free. What
+/// other volumes have not taken yet counts as free: they are counted by the limit.
+fn check_room(directory: &Path, gib: u64, reserve: u64) -> Result<(), ApiError> {
+    // A disk that can't be asked is no reason to refuse.
+    let free = caddis_disk::free(directory).unwrap_or(u64::MAX);
+    if free.saturating_sub(reserve) >> 30 >= gib {
+        return Ok(());
+    }
+    let (free, kept) = (free >> 20, reserve >> 20);
+    let text = format!(
+        "the host's disk has {free} MiB free, {kept} MiB of which are kept, and the volume needs \
+         {gib} GiB: make room, or allow it by setting the server's volume-gb"
+    );
+    Err(ApiError::new(ErrorCode::InsufficientCapacity, text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_volume_that_the_disk_has_no_room_for_is_refused_with_the_figures() {
+        let directory = tempfile::tempdir().unwrap();
+        assert!(check_room(directory.path(), 0, 0).is_ok());
+        let refused = check_room(directory.path(), u64::MAX >> 30, 5 << 20).unwrap_err();
+        assert_eq!(refused.code, ErrorCode::InsufficientCapacity);
+        assert!(refused.message.contains("5 MiB of which are kept"), "{}", refused.message);
+        assert!(check_room(directory.path(), 1, u64::MAX).is_err());
+        assert!(check_room(&directory.path().join("missing"), 1, 0).is_ok());
     }
 }

@@ -2,11 +2,11 @@
 //! the snapshot holds is read as it is needed, and all of it in the background.
 //!
 //! ```text
-//!   restoring ─ snapshot looked up ─▶ empty files ─▶ hydrating ─┬ no VM: the files copy it ─┬▶ created
-//!                 │ away: again                        served   ├ a VM: it copies it        │
-//!                 ▼ not there, damaged, too large      from     └───────────────────────────┘
-//!               failed                                 here on     │ damaged, no VM
-//!                                                                  ▼ failed
+//!   restoring ─ snapshot looked up ─▶ empty files ─▶ hydrating ── all read ─▶ created
+//!                 │ away: again                        served from │ by a VM that has it,
+//!                 ▼ not there, damaged, too large      here on     │ or by the files
+//!               failed                                             ▼ damaged, no VM
+//!                                                                failed
 //! ```
 //!
 //! A server, in this process, gives QEMU the snapshot over a unix socket; a VM that outlives the

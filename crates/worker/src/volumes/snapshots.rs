@@ -4,7 +4,7 @@
 //! ```text
 //!   request, daily ─▶ waiting, recorded ─▶ running ─▶ created ── deleted, expired ─▶ is_deleted
 //!                        ▲  store away, broken off │                                    │
-//!                        └─────────────────────────┤              removed from the store, forgotten
+//!                        └─────────────────────────┤             removed from the store, forgotten
 //!                                                  ▼ for good
 //!                                                failed
 //! ```

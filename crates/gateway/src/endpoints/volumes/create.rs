@@ -133,9 +133,7 @@ async fn make(context: &Context, mut wanted: Wanted) -> Result<Volume, ApiError>
 
 async fn place(context: &Context, wanted: Wanted) -> Result<Volume, ApiError> {
     let (region, workers) = match &wanted.source {
-        Some(Source::Volume(source)) => {
-            (source.volume.region.clone(), vec![source.worker.clone()])
-        }
+        Some(Source::Volume(source)) => (source.volume.region.clone(), vec![source.worker.clone()]),
         source => {
             let (region, mut offers) = scheduler::volume_offers(
                 context,

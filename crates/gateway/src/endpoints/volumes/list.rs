@@ -60,9 +60,7 @@ pub(crate) async fn list(
     let mut next = None;
     if let Some(page) = page {
         let first = caddis_api::time::milliseconds(page.cursor.first_ms.into());
-        found.retain(|volume| {
-            place(volume) > page.cursor.after && volume.created_at <= first
-        });
+        found.retain(|volume| place(volume) > page.cursor.after && volume.created_at <= first);
         let more = found.len() > page.limit;
         found.truncate(page.limit);
         next = found.last().filter(|_| more).map(|last| page.cursor.following(place(last), 0));

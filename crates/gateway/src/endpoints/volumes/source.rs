@@ -91,7 +91,8 @@ impl Source {
             Self::Volume(source) if !regions.contains(&source.volume.region) => Err(ApiError::new(
                 ErrorCode::Unprocessable,
                 format!(
-                    "could not find a candidate host: a copy of a volume is made on its host, in {}",
+                    "could not find a candidate host: a copy of a volume is made on its host, \
+                     in {}",
                     source.volume.region
                 ),
             )),

@@ -27,8 +27,7 @@ use caddis_bus::{
     message::{
         self, ANNOUNCE_INTERVAL, ANNOUNCEMENTS, Action, Announcement, CreateVolume, DELTAS, Delta,
         Envelope, MachineRecord, Offer, SnapshotRecord, VersionRecord, VolumeRecord, WorkerReply,
-        WorkerRequest,
-        WorkerResult,
+        WorkerRequest, WorkerResult,
     },
     stream::frames::{self, Frame},
 };

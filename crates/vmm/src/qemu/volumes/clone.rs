@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::{
     layout::{Names, Nodes, Part},
-    own_sets,
+    own_set,
 };
 use crate::{
     VmmError, lock,
@@ -75,7 +75,7 @@ fn copy(qmp: &mut Qmp, process: &Process, names: &Names, to: BorrowedFd<'_>) -> 
 
 /// Which number the volume's file has in the process.
 fn number(qmp: &mut Qmp, names: &Names) -> io::Result<i32> {
-    let [_, own] = own_sets(names);
+    let own = own_set(names);
     let sets = qmp.execute("query-fdsets", json!({}))?;
     let mut sets = sets.as_array().into_iter().flatten();
     let set = sets.find(|set| set["fdset-id"] == json!(own));

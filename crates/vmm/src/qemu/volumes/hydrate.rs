@@ -15,18 +15,20 @@ use std::{fs::OpenOptions, io, os::fd::AsFd as _, os::unix::fs::OpenOptionsExt a
 use rustix::fs::OFlags;
 use serde_json::{Value, json};
 
-use super::{
-    layout::{Names, Nodes, Part},
-    own_sets,
-};
-use crate::{Backing, Hydration, VmmError, qemu::qmp::Qmp};
+use super::layout::{Names, Nodes, Part};
+use crate::{Backing, Hydration, VmmError, process::Process, qemu::qmp::Qmp};
 
 /// How long a read waits for the server to be back, seconds, before it fails and the VM is paused.
 /// Whatever waits for the volume to be quiet waits as long.
 const RECONNECT_SECONDS: u64 = 5;
 
 /// Opens what a volume is read from; the node's name.
-pub(super) fn open(qmp: &mut Qmp, names: &Names, backing: &Backing) -> io::Result<String> {
+pub(super) fn open(
+    qmp: &mut Qmp,
+    process: &Process,
+    names: &Names,
+    backing: &Backing,
+) -> io::Result<String> {
     let invalid = |what: &str| {
         let text = format!("the socket {} {what}", backing.socket.display());
         io::Error::new(io::ErrorKind::InvalidInput, text)
@@ -38,9 +40,10 @@ pub(super) fn open(qmp: &mut Qmp, names: &Names, backing: &Backing) -> io::Resul
     let flags = OFlags::PATH | OFlags::DIRECTORY;
     let directory =
         OpenOptions::new().read(true).custom_flags(flags.bits() as i32).open(directory)?;
-    let [set, _] = own_sets(names);
-    let number = qmp.add_descriptor(set, directory.as_fd())?;
     let (server, node) = (names.part(Part::Server), names.part(Part::Backing));
+    // Not into a set: of those QEMU closes what no file is open from.
+    qmp.give(&server, directory.as_fd())?;
+    let number = process.number_of(&directory)?;
     let connection = json!({
         "driver": "nbd", "node-name": server, "read-only": true, "export": names.slot,
         "server": { "type": "unix", "path": format!("/proc/self/fd/{number}/{name}") },
@@ -89,16 +92,23 @@ fn begin(qmp: &mut Qmp, names: &Names, size: u64) -> io::Result<Hydration> {
     Ok(Hydration::Running { done: 0, total: size })
 }
 
-/// One that stands still goes on from where it was.
+/// One that stands still goes on from where it was. Whether it does is what `status` tells: that a
+/// VM goes on resets `io-status`, and nothing else.
 fn follow(qmp: &mut Qmp, names: &Names, job: &Value) -> io::Result<Hydration> {
     let number = |field: &str| job.get(field).and_then(Value::as_u64).unwrap_or_default();
+    let running = Hydration::Running { done: number("offset"), total: number("len") };
+    if job["status"] != json!("paused") {
+        return Ok(running);
+    }
     let reason = match job.get("io-status").and_then(Value::as_str) {
         Some("nospace") => "there is no room on the host for what is copied",
-        Some("failed") => "its backing can't be read",
-        _ => return Ok(Hydration::Running { done: number("offset"), total: number("len") }),
+        _ => "its backing can't be read",
     };
-    qmp.execute("block-job-resume", json!({ "device": names.part(Part::Hydrate) }))?;
-    Ok(Hydration::Stalled { reason: reason.to_owned() })
+    match qmp.execute("block-job-resume", json!({ "device": names.part(Part::Hydrate) })) {
+        // QEMU has it wait for a moment, for another reason.
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(running),
+        resumed => resumed.map(|_| Hydration::Stalled { reason: reason.to_owned() }),
+    }
 }
 
 fn let_go(qmp: &mut Qmp, names: &Names, nodes: &Nodes) -> io::Result<Hydration> {
@@ -107,7 +117,6 @@ fn let_go(qmp: &mut Qmp, names: &Names, nodes: &Nodes) -> io::Result<Hydration> 
             qmp.execute("blockdev-del", json!({ "node-name": names.part(part) }))?;
         }
     }
-    let [set, _] = own_sets(names);
-    qmp.remove_descriptors(set)?;
+    qmp.take_back(&names.part(Part::Server))?;
     Ok(Hydration::Done)
 }

@@ -142,7 +142,8 @@ impl<'a> Wanted<'a> {
         let snapshot = match self.clone.from_snapshot.as_deref() {
             Some("last") => {
                 let snapshots = client.list_volume_snapshots(app, old.id.as_str()).await?;
-                let there = snapshots.into_iter().filter(|one| one.status == SnapshotStatus::Created);
+                let there =
+                    snapshots.into_iter().filter(|one| one.status == SnapshotStatus::Created);
                 let last = there.max_by(|a, b| a.created_at.cmp(&b.created_at));
                 match &last {
                     Some(last) => printer.out(format_args!(

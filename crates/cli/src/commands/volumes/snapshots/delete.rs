@@ -6,10 +6,8 @@ use crate::{CliError, complete, globals::AppArgs, prompt, session::Session};
 
 /// `caddis volumes snapshots delete`.
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Example:\n  caddis volumes snapshots delete vol_9vw681egy1jj5xm4 \
-                  vs_Ql8xbllZOYDSDgo2D7NY -a hello"
-)]
+#[command(after_help = "Example:\n  caddis volumes snapshots delete vol_9vw681egy1jj5xm4 \
+                  vs_Ql8xbllZOYDSDgo2D7NY -a hello")]
 pub struct Delete {
     /// ID of the volume, which may be gone.
     #[arg(value_name = "VOLUME", add = complete::volumes())]
@@ -34,8 +32,10 @@ pub async fn run(delete: Delete, session: &Session) -> Result<(), CliError> {
             .map_err(|error| CliError::attempted("could not get snapshot", error).about(id))?;
         if !delete.yes {
             printer.note(printer.paint_error("Deleting a snapshot is not reversible."))?;
-            let question =
-                format!("Are you sure you want to delete snapshot {id} of {}?", snapshot.created_at);
+            let question = format!(
+                "Are you sure you want to delete snapshot {id} of {}?",
+                snapshot.created_at
+            );
             prompt::confirm(printer, &question, prompt::NO_YES).await?;
         }
         let deleted = client.delete_volume_snapshot(&app, volume, id).await;
