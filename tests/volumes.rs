@@ -19,13 +19,18 @@ use caddis_guest_protocol::{
 };
 use caddis_testkit::{DEADLINE, run};
 use caddis_vmm::{
-    Disk, DiskFormat, DiskRole, LaunchSpec, Passphrase, Pause, PoolUse, StartKind, Vm, Vmm,
-    VolumeDisk, contract::Fixture,
+    Backing, Disk, DiskFormat, DiskRole, IoLimits, LaunchSpec, Passphrase, Pause, PoolUse,
+    StartKind, Vm, Vmm, VolumeDisk, contract::Fixture,
 };
 use caddis_volume::{Filesystem, Growth, SizeGib, VolumeId};
 use tokio::{sync::mpsc, time::timeout};
 
-use crate::driver::{NONE, ONE, QemuHost, until_warm};
+use crate::{
+    driver::{NONE, ONE, QemuHost, until_warm},
+    qmp::Qmp,
+};
+
+mod snapshots;
 
 const ROOT_BYTES: u64 = 1 << 30;
 const GIB: u64 = 1 << 30;
@@ -45,30 +50,32 @@ impl Connector for Connect {
 }
 
 /// A volume of a machine: which, where, and what it holds.
-struct Mount<'a> {
+pub struct Mount<'a> {
     volume: &'a VolumeId,
     path: &'a str,
     filesystem: VolumeFilesystem,
 }
 
-fn ext4<'a>(volume: &'a VolumeId, path: &'a str) -> Mount<'a> {
+pub fn ext4<'a>(volume: &'a VolumeId, path: &'a str) -> Mount<'a> {
     Mount { volume, path, filesystem: VolumeFilesystem::Ext4 }
 }
 
 /// A machine, with a root disk of busybox.
-struct Machine<'a> {
+pub struct Machine<'a> {
     host: &'a QemuHost,
     driver: &'a dyn Vmm,
-    spec: LaunchSpec,
+    pub spec: LaunchSpec,
     user: &'a str,
     argv: Vec<String>,
     files: Vec<FileSpec>,
     /// Its program is process 1 of namespaces of its own.
     is_process_1: bool,
+    /// What its first volume is restored from.
+    backing: Option<Backing>,
 }
 
 impl<'a> Machine<'a> {
-    fn new(host: &'a QemuHost, driver: &'a dyn Vmm, id: &str) -> Result<Self> {
+    pub fn new(host: &'a QemuHost, driver: &'a dyn Vmm, id: &str) -> Result<Self> {
         let directory = host.data.join("machines").join(id);
         fs::create_dir_all(&directory)?;
         let format = DiskFormat::Overlay(base(host)?);
@@ -82,16 +89,18 @@ impl<'a> Machine<'a> {
             cpu_weight: 100,
             disks: vec![disk],
             volumes: Vec::new(),
+            volume_limits: None,
             mac: "02:00:00:00:00:02".to_owned(),
             kernel_args: Vec::new(),
             not_warm: false,
             saved: None,
         };
         let argv = ["sleep", "1000000"].map(str::to_owned).to_vec();
-        Ok(Self { host, driver, spec, user: "", argv, files: Vec::new(), is_process_1: false })
+        let (files, backing) = (Vec::new(), None);
+        Ok(Self { host, driver, spec, user: "", argv, files, is_process_1: false, backing })
     }
 
-    async fn launch(&self, mounts: &[Mount<'_>]) -> Result<(Arc<dyn Vm>, Vec<MountSpec>)> {
+    pub async fn launch(&self, mounts: &[Mount<'_>]) -> Result<(Arc<dyn Vm>, Vec<MountSpec>)> {
         let (mut spec, mut specs) = (self.spec.clone(), Vec::new());
         if spec.saved.is_none() {
             self.driver.create_disk(&spec.disks[0], &[])?;
@@ -107,7 +116,8 @@ impl<'a> Machine<'a> {
                 size,
             });
             let file = Arc::new(writer.into_descriptor());
-            spec.volumes.push(VolumeDisk { index, file, passphrase: key, size, backing: None });
+            let backing = self.backing.clone().filter(|_| index == 0);
+            spec.volumes.push(VolumeDisk { index, file, passphrase: key, size, backing });
         }
         let seat = self.driver.prepare(spec).await?;
         let tap = if seat.has_tap() { None } else { self.host.tap(&seat.slot().tap_name()) };
@@ -115,7 +125,7 @@ impl<'a> Machine<'a> {
     }
 
     /// Opens a volume, which may still be in the hands of a process that is being started.
-    async fn open(&self, volume: &VolumeId) -> Result<caddis_volume::Writer> {
+    pub async fn open(&self, volume: &VolumeId) -> Result<caddis_volume::Writer> {
         let opened = async {
             loop {
                 match self.host.volumes().open_writer(volume, "a test").await {
@@ -132,6 +142,11 @@ impl<'a> Machine<'a> {
     /// Starts it, and waits until its program runs or never will.
     async fn start(&self, mounts: &[Mount<'_>]) -> Result<Running> {
         let (vm, mounts) = self.launch(mounts).await?;
+        self.configure(vm, mounts).await
+    }
+
+    /// Tells a VM that was launched that it is this machine, and waits likewise.
+    pub async fn configure(&self, vm: Arc<dyn Vm>, mounts: Vec<MountSpec>) -> Result<Running> {
         let (session, mut events) = Session::open(Arc::new(Connect(vm.clone())), 0);
         let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
         session
@@ -175,11 +190,11 @@ impl<'a> Machine<'a> {
 }
 
 /// A VM whose program runs, or failed to.
-struct Running {
-    vm: Arc<dyn Vm>,
+pub struct Running {
+    pub vm: Arc<dyn Vm>,
     session: Session,
     events: mpsc::Receiver<GuestEvent>,
-    failure: Option<String>,
+    pub failure: Option<String>,
 }
 
 impl Running {
@@ -202,7 +217,7 @@ impl Running {
         Ok((outcome.code, String::from_utf8(said)?.trim().to_owned()))
     }
 
-    async fn shell(&self, line: &str) -> Result<String> {
+    pub async fn shell(&self, line: &str) -> Result<String> {
         let (code, said) = self.try_shell(line).await?;
         ensure!(code == 0, "{line}: {code}: {said}");
         Ok(said)
@@ -236,7 +251,7 @@ impl Running {
     }
 
     /// As a crash of the host's process does it.
-    async fn kill(self) -> Result<()> {
+    pub async fn kill(self) -> Result<()> {
         self.session.close();
         self.vm.kill().await?;
         timeout(DEADLINE, self.vm.wait()).await?;
@@ -245,7 +260,7 @@ impl Running {
 }
 
 /// Has a test that fails say why before its host complains of what it has left.
-async fn on_a_host(test: impl AsyncFnOnce(&QemuHost) -> Result<()>) {
+pub async fn on_a_host(test: impl AsyncFnOnce(&QemuHost) -> Result<()>) {
     let host = QemuHost::new().await;
     if let Err(error) = test(&host).await {
         panic!("{error:?}");
@@ -276,7 +291,7 @@ fn base(host: &QemuHost) -> Result<PathBuf> {
     Ok(image)
 }
 
-fn disk_of(host: &QemuHost, volume: &VolumeId) -> PathBuf {
+pub fn disk_of(host: &QemuHost, volume: &VolumeId) -> PathBuf {
     host.data.join("volumes/volumes").join(volume.as_str()).join("disk.qcow2")
 }
 
@@ -721,6 +736,52 @@ fn is_clean_but_mounted(host: &QemuHost, volume: &VolumeId) -> Result<()> {
     let shown = run(["debugfs", "-R", "cat /a", &raw.to_string_lossy()])?;
     ensure!(shown.trim() == "a", "{shown}");
     Ok(())
+}
+
+#[tokio::test]
+async fn the_volumes_of_a_machine_are_limited_together_and_nothing_else_is() {
+    on_a_host(async |host| {
+        let first = host.create_volume("vol_a", Filesystem::Ext4, true).await;
+        let second = host.create_volume("vol_b", Filesystem::Ext4, false).await;
+        let driver = host.qemu(ONE);
+        driver.keep_warm();
+        let mut machine = Machine::new(host, &driver, "m1")?;
+        let (iops, bytes_per_second) = (400, 3 << 20);
+        for (limits, kind) in [
+            (Some(IoLimits { iops, bytes_per_second }), StartKind::Template),
+            (Some(IoLimits { iops, bytes_per_second }), StartKind::Cold),
+            (None, StartKind::Template),
+        ] {
+            machine.spec.volume_limits = limits;
+            let is_cold = kind == StartKind::Cold;
+            machine.spec.kernel_args =
+                is_cold.then(|| "loglevel=3".to_owned()).into_iter().collect();
+            until_warm(&driver).await;
+            let (vm, mounts) =
+                machine.launch(&[ext4(&first, "/data"), ext4(&second, "/b")]).await?;
+            ensure!(vm.start().kind == kind, "{:?}", vm.start());
+            let mut qmp = Qmp::connect(&machine.spec.directory)?;
+            for node in ["volume0", "volume1", "root"] {
+                let device = qmp.device(node)?["inserted"].take();
+                let found = (device["iops"].as_u64(), device["bps"].as_u64());
+                let expected = match limits {
+                    Some(_) if node != "root" => (Some(400), Some(3 << 20)),
+                    _ => (Some(0), Some(0)),
+                };
+                ensure!(found == expected, "{kind:?} {node}: {device:#}");
+                let group = if expected.0 == Some(0) { None } else { Some("volumes") };
+                ensure!(device["group"].as_str() == group, "{device:#}");
+            }
+            drop(qmp);
+            let vm = machine.configure(vm, mounts).await?;
+            ensure!(vm.failure.is_none(), "{:?}", vm.failure);
+            vm.shell("dd if=/dev/zero of=/data/a bs=64k count=8 conv=fsync 2>/dev/null").await?;
+            vm.kill().await?;
+        }
+        driver.close().await;
+        Ok(())
+    })
+    .await;
 }
 
 /// A file system of its own for the volumes, which can be filled.

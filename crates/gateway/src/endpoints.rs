@@ -99,7 +99,9 @@ fn volumes() -> Vec<Endpoint> {
         write(routes!(one::extend)),
         write(routes!(one::undelete)).replay(Repeatable),
         read(routes!(snapshots::list)),
-        write(routes!(snapshots::create)),
+        write(routes!(snapshots::create)).replay(Makes),
+        read(routes!(snapshots::get)),
+        write(routes!(snapshots::delete)),
     ]
 }
 
@@ -189,12 +191,17 @@ mod tests {
             "Machines_signal",
             "Machines_exec",
             "Machines_reclaim_memory",
-            "createVolumeSnapshot",
         ];
         assert_eq!(of(Replay::Refuse), refused);
         assert_eq!(
             of(Makes),
-            ["Apps_create", "Machines_create", "Machines_update", "Volumes_create"]
+            [
+                "Apps_create",
+                "Machines_create",
+                "Machines_update",
+                "Volumes_create",
+                "createVolumeSnapshot"
+            ]
         );
         assert_eq!(of(Exempt), ["Images_import"]);
     }

@@ -32,7 +32,8 @@ pub use caddis_api::{VolumeId, volume::Filesystem};
 pub use error::{CloneError, VolumeError};
 pub use key::{InstallationKey, VolumeKey};
 pub use store::{
-    Export, FleecingImage, FleecingSpace, StoreConfig, VolumeStore, Writer, encrypted_volumes,
+    Export, FleecingImage, FleecingSpace, Recorded, StoreConfig, VolumeStore, Writer,
+    encrypted_volumes,
 };
 pub use types::{
     Check, Copied, Growth, InvalidSize, KEPT_AFTER_DELETE, NewCopy, NewVolume, Problem, Progress,

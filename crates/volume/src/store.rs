@@ -50,7 +50,7 @@ use crate::{
 pub use export::Export;
 pub use fleecing::{FleecingImage, FleecingSpace};
 pub use places::encrypted_volumes;
-pub use writer::Writer;
+pub use writer::{Recorded, Writer};
 
 /// Name of the file with a volume's data.
 const DISK: &str = "disk.qcow2";

@@ -1,10 +1,10 @@
 //! Images that take what a guest overwrites while a snapshot of its volume is taken.
 //!
 //! `qemu-img` takes its time, and when it makes a LUKS header, it measures the CPU for seconds. So
-//! it makes an empty image of the largest size once per volume, which is kept beside the disk and
-//! copied with its size changed. That of an encrypted volume opens with the volume's passphrase; the
-//! key that LUKS encrypts data with is its own, not that of the disk, and the same for all images of
-//! one volume.
+//! it makes an empty image of the largest size once per volume, which is kept beside the disk, and
+//! copied with its size changed. That of an encrypted volume opens with the volume's passphrase;
+//! the key that LUKS encrypts data with is its own, not that of the disk, and the same for all
+//! images of one volume.
 
 use std::{
     fs::{self, File, OpenOptions},

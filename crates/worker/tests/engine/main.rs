@@ -14,6 +14,7 @@ mod restarts;
 mod sabotage;
 mod schedule;
 mod silence;
+mod snapshots;
 mod steps;
 mod support;
 mod suspend;
