@@ -66,8 +66,8 @@ impl VolumeStore {
     /// waits; what was copied stays. It may be repeated.
     ///
     /// # Errors
-    /// [`VolumeError::Backing`] when the backing can't be read or reached. When the volume is in use or deleted, its key can't be had, or there is no
-    /// room.
+    /// [`VolumeError::Backing`] when the backing can't be read or reached. When the volume is in
+    /// use or deleted, its key can't be had, or there is no room.
     pub async fn hydrate(
         &self,
         id: &VolumeId,
