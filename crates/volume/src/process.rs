@@ -55,7 +55,7 @@ pub(crate) struct Program<'a> {
     pub(crate) environment: Vec<(&'static str, OsString)>,
     /// It reads their passphrases from the descriptors [`key_file`] names.
     pub(crate) keys: Vec<&'a VolumeKey>,
-    /// It has them open as [`open_file`] names them.
+    /// It has them open as [`open_file`] and [`file_number`] name them.
     pub(crate) files: Vec<OwnedFd>,
 }
 
@@ -72,9 +72,14 @@ pub(crate) fn key_file(index: usize) -> String {
     format!("/proc/self/fd/{}", FIRST_KEY as usize + index)
 }
 
-/// The path of an open file that a program is given.
+/// The number of an open file that a program is given.
+pub(crate) fn file_number(index: usize) -> String {
+    (FIRST_FILE as usize + index).to_string()
+}
+
+/// Its path.
 pub(crate) fn open_file(index: usize) -> String {
-    format!("/proc/self/fd/{}", FIRST_FILE as usize + index)
+    format!("/proc/self/fd/{}", file_number(index))
 }
 
 impl Programs {

@@ -135,6 +135,12 @@ async fn a_backing_that_is_damaged_or_not_there_is_told_and_it_goes_on_later() {
     let error = host.store.hydrate(&volume, &nowhere, &progress).await.unwrap_err();
     assert!(matches!(&error, VolumeError::Backing { .. }), "{error}");
     assert!(error.to_string().contains("No such file"), "{error}");
+    // Something that is no NBD server.
+    let odd = tokio::net::UnixListener::bind(&nowhere).unwrap();
+    let hang_up = async { drop(odd.accept().await.unwrap()) };
+    let (hydrated, ()) = tokio::join!(host.store.hydrate(&volume, &nowhere, &progress), hang_up);
+    let error = hydrated.unwrap_err();
+    assert!(matches!(&error, VolumeError::Backing { .. }), "{error}");
 
     let backing = backing();
     backing.served.damaged_from.store(110 * MIB, Ordering::SeqCst);

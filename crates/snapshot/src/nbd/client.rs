@@ -1,11 +1,6 @@
 //! The client.
 
-use std::{
-    collections::HashMap,
-    io,
-    os::{fd::AsRawFd as _, unix::fs::OpenOptionsExt as _},
-    path::Path,
-};
+use std::{collections::HashMap, io, os::fd::AsRawFd as _, path::Path};
 
 use async_trait::async_trait;
 use tokio::{
@@ -365,8 +360,7 @@ async fn connect(socket: &Path) -> io::Result<UnixStream> {
     else {
         return UnixStream::connect(socket).await;
     };
-    // O_DIRECTORY
-    let opened = std::fs::OpenOptions::new().read(true).custom_flags(0o200_000).open(directory)?;
+    let opened = std::fs::File::open(directory)?;
     let short = Path::new("/proc/self/fd").join(opened.as_raw_fd().to_string()).join(name);
     UnixStream::connect(short).await
 }

@@ -2,10 +2,9 @@
 
 use std::{
     collections::VecDeque,
-    fs::OpenOptions,
     io,
-    os::{fd::OwnedFd, unix::fs::OpenOptionsExt as _},
-    path::{Path, PathBuf},
+    os::{fd::OwnedFd, unix::net::UnixStream},
+    path::PathBuf,
     process::Stdio,
     time::Duration,
 };
@@ -20,15 +19,17 @@ use tokio::{
 use super::{Busy, Inner};
 use crate::{
     VolumeError, VolumeKey,
-    process::{self, Ended, Program, key_file, open_file},
+    process::{self, Ended, Program, file_number, key_file, open_file},
 };
 
-/// To write what it has and to end. It may wait for a backing that does not answer; then it is
-/// killed, which loses nothing but clusters that were just allocated.
+/// To write what it has and to end. If it takes longer it is killed, which loses no more than what
+/// was copied.
 const QUIT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Node of the volume.
 pub(super) const VOLUME: &str = "volume";
+/// Node of its backing.
+pub(super) const BACKING: &str = "backing";
 
 /// It is killed when this is dropped.
 #[derive(Debug)]
@@ -44,27 +45,34 @@ pub(super) struct Daemon {
 }
 
 impl Daemon {
-    /// Starts one, which has a volume's lock for as long as it runs, and a directory, if one is
-    /// given. `what` is for messages, after "failed to".
+    /// Starts one, which has a volume's lock for as long as it runs. `what` is for messages, after
+    /// "failed to"; `backing` is connected to an NBD server, of which the default export becomes a
+    /// node.
     pub(super) async fn start(
         inner: &Inner,
         busy: &Busy,
         what: &str,
         key: Option<&VolumeKey>,
-        directory: Option<&Path>,
+        backing: Option<&UnixStream>,
     ) -> Result<Self, VolumeError> {
         let path = inner.disks.storage_daemon.clone();
         let failed = |source| VolumeError::Io { what: what.to_owned(), source };
         let lock = busy.lock.as_ref().ok_or_else(|| failed(io::Error::other("it has no lock")))?;
         let mut files = vec![lock.share().map_err(failed)?];
-        if let Some(directory) = directory {
-            files.push(open_directory(directory).map_err(failed)?);
-        }
         let arguments = ["--chardev", "stdio,id=qmp", "--monitor", "chardev=qmp"];
         let mut arguments: Vec<_> = arguments.map(Into::into).to_vec();
         if key.is_some() {
             let secret = format!("secret,id=key0,file={},format=raw", key_file(0));
             arguments.extend(["--object".into(), secret.into()]);
+        }
+        if let Some(backing) = backing {
+            files.push(OwnedFd::from(backing.try_clone().map_err(failed)?));
+            // QMP does not take a number.
+            let server = json!({ "type": "fd", "str": file_number(1) });
+            let node = json!({
+                "driver": "nbd", "node-name": BACKING, "read-only": true, "server": server,
+            });
+            arguments.extend(["--blockdev".into(), node.to_string().into()]);
         }
         let mut program = Program {
             path: &path,
@@ -198,10 +206,4 @@ impl Daemon {
     pub(super) async fn wait(&mut self) {
         let _ = self.child.wait().await;
     }
-}
-
-fn open_directory(path: &Path) -> io::Result<OwnedFd> {
-    let flags = rustix::fs::OFlags::DIRECTORY.bits();
-    let flags = i32::try_from(flags).unwrap_or_default();
-    Ok(OpenOptions::new().read(true).custom_flags(flags).open(path)?.into())
 }

@@ -2,6 +2,9 @@
 
 use std::{
     fs::File,
+    io,
+    net::Shutdown,
+    os::{fd::AsRawFd as _, unix::net::UnixStream},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -12,18 +15,16 @@ use tokio::sync::{oneshot, watch};
 
 use super::{
     Busy, Inner, VolumeStore, blocking,
-    daemon::{Daemon, VOLUME},
+    daemon::{BACKING, Daemon, VOLUME},
     ending::EndsWhenDropped,
 };
-use crate::{
-    NewVolume, Progress, Volume, VolumeError, VolumeId, process::open_file, record::Record,
-};
+use crate::{NewVolume, Progress, Volume, VolumeError, VolumeId, record::Record};
 
 /// Between two looks at how far it is.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
 
-/// A backing that goes away is connected to again for so long, seconds; then it is an error.
-const RECONNECT_DELAY: u32 = 30;
+/// Longest address of a unix socket on Linux, with its zero, bytes.
+const ADDRESS: usize = 108;
 
 const JOB: &str = "hydrate";
 
@@ -60,14 +61,13 @@ impl VolumeStore {
     }
 
     /// Copies what a volume that nobody uses does not have yet from its backing: an NBD server at a
-    /// socket, any export name. It has all when this succeeds, durably, and is then to be
-    /// [marked](Self::mark_whole). Dropping this ends it cleanly within 2 s, for which
-    /// [`Self::open_writer`] waits; what was copied stays. It may be repeated.
+    /// socket, the default export. It has all when this succeeds, durably, and is then to be
+    /// [marked](Self::mark_whole). Dropping this ends it cleanly, for which [`Self::open_writer`]
+    /// waits; what was copied stays. It may be repeated.
     ///
     /// # Errors
-    /// [`VolumeError::Backing`] when the backing can't be read or reached, for 30 s where it was
-    /// there before. When the volume is in use or deleted, its key can't be had, or there is no
-    /// room.
+    /// [`VolumeError::Backing`] when the backing can't be read or reached. When the volume is in
+    /// use or deleted, its key can't be had, or there is no room.
     pub async fn hydrate(
         &self,
         id: &VolumeId,
@@ -102,14 +102,18 @@ impl Hydration {
     /// Until it is done or told to end. The volume is free afterwards.
     async fn run(self, busy: Busy, mut told: oneshot::Receiver<()>) -> Result<(), VolumeError> {
         let interrupted = || VolumeError::Interrupted("restore the volume".to_owned());
+        let backing = connect(&self.backing).map_err(|error| self.failed(error.to_string()))?;
         let mut daemon = tokio::select! {
-            started = self.start(&busy) => started?,
+            started = self.start(&busy, &backing) => started?,
             _ = &mut told => return Err(interrupted()),
         };
         let outcome = tokio::select! {
             outcome = self.copy(&mut daemon) => outcome,
             _ = told => Err(interrupted()),
         };
+        // A read may be under way that takes as long as the store is away. It fails now, so that
+        // the daemon can write what it has.
+        let _ = backing.shutdown(Shutdown::Both);
         daemon.quit().await;
         outcome?;
         let disk = self.inner.disk(&self.record.volume());
@@ -122,26 +126,23 @@ impl Hydration {
     }
 
     /// A daemon that has nothing open yet.
-    async fn start(&self, busy: &Busy) -> Result<Daemon, VolumeError> {
+    async fn start(&self, busy: &Busy, backing: &UnixStream) -> Result<Daemon, VolumeError> {
         let key = self.inner.key(&self.record)?;
         self.inner.grow_file(&self.record, key.as_ref()).await?;
         let what = format!("restore volume {}", self.record.id);
-        let directory = self.backing.parent();
-        Daemon::start(&self.inner, busy, &what, key.as_ref(), directory).await
+        let started = Daemon::start(&self.inner, busy, &what, key.as_ref(), Some(backing)).await;
+        started.map_err(|error| match error {
+            // Its only node at that time.
+            VolumeError::Program { reason, .. } if reason.contains("--blockdev") => {
+                self.failed(reason)
+            }
+            error => error,
+        })
     }
 
     async fn copy(&self, daemon: &mut Daemon) -> Result<(), VolumeError> {
         let key = self.inner.key(&self.record)?;
-        let name = self.backing.file_name().unwrap_or_default().to_string_lossy();
-        // By way of the directory: the path may be too long for an address.
-        let server = json!({ "type": "unix", "path": format!("{}/{name}", open_file(1)) });
-        let backing = json!({
-            "driver": "nbd", "node-name": "backing", "read-only": true, "server": server,
-            "reconnect-delay": RECONNECT_DELAY,
-        });
-        let added = daemon.execute("blockdev-add", backing).await?;
-        added.map_err(|reason| self.failed(reason))?;
-        daemon.open_volume(key.as_ref(), json!("backing"), false).await?;
+        daemon.open_volume(key.as_ref(), json!(BACKING), false).await?;
         let stream = json!({ "job-id": JOB, "device": VOLUME });
         daemon.expect("block-stream", stream).await?;
         let mut is_read = true;
@@ -193,4 +194,16 @@ impl Hydration {
     fn failed(&self, reason: String) -> VolumeError {
         VolumeError::Backing { id: self.record.id.clone(), reason }
     }
+}
+
+/// Connects to a socket; by way of its directory when the path is longer than addresses can be.
+fn connect(socket: &Path) -> io::Result<UnixStream> {
+    let (true, Some(directory), Some(name)) =
+        (socket.as_os_str().len() >= ADDRESS, socket.parent(), socket.file_name())
+    else {
+        return UnixStream::connect(socket);
+    };
+    let opened = File::open(directory)?;
+    let short = Path::new("/proc/self/fd").join(opened.as_raw_fd().to_string()).join(name);
+    UnixStream::connect(short)
 }

@@ -57,9 +57,11 @@ pub(in crate::qemu) fn clone(
         copy(qmp, process, &names, to.as_fd())
     });
     let going = qmp.execute("cont", json!({}));
-    copied.and(going).map_err(failed())?;
-    record.cloning = false;
-    record.write(directory)
+    if going.is_ok() {
+        record.cloning = false;
+        record.write(directory)?;
+    }
+    copied.and(going).map(drop).map_err(failed())
 }
 
 fn copy(qmp: &mut Qmp, process: &Process, names: &Names, to: BorrowedFd<'_>) -> io::Result<()> {
