@@ -188,14 +188,15 @@ async fn by_files(
             return Err(found.clone().unwrap_or_default());
         }
     };
+    // QEMU leaves out a part of which it is not told what is there, so that it has not copied all.
+    let damage = damaged.borrow().clone();
+    if let Some(damage) = damage {
+        return Err(damage);
+    }
     match copied {
         Ok(()) => Ok(true),
         Err(VolumeError::InUse { .. } | VolumeError::Interrupted(_)) => Ok(false),
         Err(error) => {
-            let damage = damaged.borrow().clone();
-            if let Some(damage) = damage {
-                return Err(damage);
-            }
             tracing::warn!(volume = %id, %error, "can't copy a snapshot to a volume");
             volumes.note_trouble(id, Some(error.to_string()));
             Ok(false)
