@@ -2,10 +2,10 @@
 
 use std::{
     fs,
-    io::Write as _,
+    io::{BufRead as _, BufReader, Write as _},
     os::unix::fs::symlink,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, ChildStderr, Command, Stdio},
     sync::Arc,
     time::Duration,
 };
@@ -379,6 +379,8 @@ async fn what_was_synced_outlives_a_killed_vm_however_the_next_one_starts() {
 struct Counted {
     strace: Child,
     output: PathBuf,
+    /// What it says of each new thread; it ends when nobody can read that.
+    _said: BufReader<ChildStderr>,
 }
 
 impl Counted {
@@ -394,11 +396,12 @@ impl Counted {
         // It says so when it is there.
         let said = strace.stderr.take().context("its standard error")?;
         let attached = tokio::task::spawn_blocking(move || {
-            use std::io::{BufRead as _, BufReader};
-            BufReader::new(said).lines().next()
+            let (mut said, mut line) = (BufReader::new(said), String::new());
+            said.read_line(&mut line).map(|_| (said, line))
         });
-        attached.await?.context("strace has ended")??;
-        Ok(Self { strace, output })
+        let (said, line) = attached.await??;
+        ensure!(line.contains("attached"), "strace says: {line}");
+        Ok(Self { strace, output, _said: said })
     }
 
     fn end(mut self) -> Result<usize> {
