@@ -6,6 +6,7 @@ use std::{
         fd::OwnedFd,
         unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _},
     },
+    process::{Child, Command, Stdio},
 };
 
 use caddis_vmm::{Hydration, PointInTime, VmmError, VolumeExport};

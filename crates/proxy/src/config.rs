@@ -100,7 +100,7 @@ pub struct Config {
     pub headers_read_timeout: Duration,
     /// An HTTP/1 connection of a client without a request for so long gives up its buffers until
     /// the next one.
-    pub rest_after: Duration,
+    pub park_after: Duration,
     /// The least that a client has to take of its responses while more is there for it: whoever
     /// takes less is cut off, as the machine would be kept awake. Time in which it is the machine
     /// that has nothing to say does not count.
@@ -158,7 +158,7 @@ impl Default for Config {
             connect_timeout: Duration::from_secs(5),
             pool_idle: Duration::from_secs(4),
             headers_read_timeout: Duration::from_secs(60),
-            rest_after: Duration::from_secs(2),
+            park_after: Duration::from_secs(2),
             download_limit: MinimumRate::default(),
             upload_limit: MinimumRate::default(),
             handshake_timeout: Duration::from_secs(10),

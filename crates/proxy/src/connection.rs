@@ -145,16 +145,17 @@ impl Connection {
     }
 
     /// Ends when nothing is known that an HTTP/1 connection would have to do soon.
-    async fn may_rest(&self, core: &Core, spoken: Spoken) {
+    async fn may_park(&self, core: &Core, spoken: Spoken) {
         if spoken == Spoken::Http2 {
             std::future::pending().await
         }
         loop {
-            self.quiet_for(core, core.config.rest_after).await;
+            self.quiet_for(core, core.config.park_after).await;
             if self.is_between.load(Ordering::Relaxed) && self.blocked().is_none() {
                 return;
             }
-            tokio::time::sleep(core.config.rest_after.max(Duration::from_millis(1))).await;
+            // Nothing tells when a head is whole, or when the client has taken what it was sent.
+            tokio::time::sleep(core.config.park_after.max(Duration::from_millis(1))).await;
         }
     }
 
@@ -442,8 +443,8 @@ async fn serve_http<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
         };
         let Ok(Some(spoken)) = spoken else { return };
         let mut serving = Serving::begin(core, &connection, stream, spoken);
-        let may_rest = pin!(connection.may_rest(core, spoken));
-        let mut may_rest = Rare::new(may_rest);
+        let may_park = pin!(connection.may_park(core, spoken));
+        let mut may_park = Rare::new(may_park);
         loop {
             tokio::select! {
                 biased;
@@ -456,13 +457,13 @@ async fn serve_http<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
                 () = &mut asked_to_end, if !is_closing => {}
                 () = &mut over => return,
                 () = slow.as_mut() => return connection.is_slow.store(true, Ordering::Relaxed),
-                () = &mut may_rest, if !is_closing => break,
+                () = &mut may_park, if !is_closing => break,
             }
             is_closing = true;
             serving.end();
         }
-        match serving.rest() {
-            Some(resting) => stream = resting,
+        match serving.park() {
+            Some(parked) => stream = parked,
             None => return,
         }
     }

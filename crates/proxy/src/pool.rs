@@ -141,7 +141,7 @@ impl Pool {
     /// Keeps a connection whose request and response are over.
     pub(crate) fn put(core: &Arc<Core>, machine: &Arc<Machine>, upstream: Upstream) {
         let Sender::Http1(mut connection) = upstream.sender else { return };
-        connection.rest();
+        connection.set_idle();
         if connection.is_over() || !machine.is_open() || core.stopping.is_cancelled() {
             return;
         }

@@ -53,7 +53,7 @@ impl Service<Request<Incoming>> for Forward {
 
 type Http2<S> = http2::Connection<TokioIo<Guarded<S>>, Forward, TokioExecutor>;
 
-/// What reads and writes HTTP. Boxed, as there is none while a connection rests.
+/// What reads and writes HTTP. Boxed, as there is none while a connection is parked.
 pub(crate) enum Serving<S> {
     Http1(Box<http1::UpgradeableConnection<TokioIo<Guarded<S>>, Forward>>),
     Http2(Pin<Box<Http2<S>>>),
@@ -101,7 +101,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Serving<S> {
 
     /// The connection alone, without the buffers of what reads and writes. To be called between two
     /// requests; None where something was left over, which must not be taken for a request.
-    pub(crate) fn rest(self) -> Option<Guarded<S>> {
+    pub(crate) fn park(self) -> Option<Guarded<S>> {
         let Self::Http1(serving) = self else { return None };
         let parts = serving.into_parts()?;
         parts.read_buf.is_empty().then(|| parts.io.into_inner())

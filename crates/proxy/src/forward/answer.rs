@@ -140,7 +140,7 @@ impl MachineBody {
     }
 
     fn is_over(&mut self) {
-        // It tells the connection, which can rest only then.
+        // It tells the connection, which can be parked only then.
         drop(self.body.take());
         if let Some(mut passing) = self.passing.take() {
             passing.is_over();

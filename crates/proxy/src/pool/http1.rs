@@ -90,7 +90,7 @@ impl Http1 {
 
     /// The response is over: nothing is to be done before the next request, unless the machine
     /// closes it.
-    pub(super) fn rest(&mut self) {
+    pub(super) fn set_idle(&mut self) {
         if let Some(driver) = &mut self.driver {
             driver.connection.leave_alone();
             driver.connection.calm();

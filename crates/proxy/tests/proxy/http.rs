@@ -150,16 +150,16 @@ async fn error_after_headers_cuts_the_response_and_is_logged() {
 }
 
 #[tokio::test]
-async fn a_connection_that_rests_between_requests_and_not_within_them_goes_on() {
+async fn a_connection_that_is_parked_between_requests_and_not_within_them_goes_on() {
     let upstream = Upstream::http("one").await;
-    let world = World::with(|config| config.rest_after = Duration::ZERO);
+    let world = World::with(|config| config.park_after = Duration::ZERO);
     world.apply(vec![started("a1", upstream.address)]);
     let client = TcpStream::connect(world.http).await.unwrap();
     let (reading, mut client) = client.into_split();
     let mut reading = BufReader::new(reading);
     let text = "POST / HTTP/1.1\r\nHost: app.localhost\r\nContent-Length: 4\r\n\r\nbody";
     for round in 0..8 {
-        // In pieces of each size, with time to rest between them.
+        // In pieces of each size, with time to be parked between them.
         for piece in text.as_bytes().chunks(1 << round) {
             client.write_all(piece).await.unwrap();
             for _ in 0..8 {

@@ -82,8 +82,8 @@ async fn requests_of_two_meanings_are_refused_and_others_reach_a_machine_once() 
 }
 
 #[tokio::test]
-async fn requests_mean_the_same_over_connections_that_rest_whenever_they_can() {
-    try_all(World::with(|config| config.rest_after = Duration::ZERO)).await;
+async fn requests_mean_the_same_over_connections_that_are_parked_whenever_they_can_be() {
+    try_all(World::with(|config| config.park_after = Duration::ZERO)).await;
 }
 
 async fn try_all(world: World) {

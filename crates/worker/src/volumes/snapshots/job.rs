@@ -12,7 +12,7 @@ use caddis_volume::VolumeError;
 use serde_json::json;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 
-use super::{Snapshots, backoff, live, resting, row::SnapshotRow, try_record};
+use super::{Snapshots, backoff, live, offline, row::SnapshotRow, try_record};
 use crate::{
     engine::Shared,
     store::{Durability, Room},
@@ -118,7 +118,7 @@ impl Job<'_> {
         let vm = attached.as_ref().and_then(|attached| self.shared.vm(&attached.machine));
         match attached.zip(vm) {
             Some((attached, vm)) => live::take(self, &attached, vm).await,
-            None => resting::take(self).await,
+            None => offline::take(self).await,
         }
     }
 
