@@ -92,7 +92,8 @@ pub(crate) async fn get(
 
 /// Delete a snapshot of a volume.
 ///
-/// It can't be taken back. Caddis extension.
+/// It can't be taken back. A volume that is being restored from it gets all of it before it goes.
+/// Caddis extension.
 #[utoipa::path(
     delete,
     path = "/v1/apps/{app_name}/volumes/{volume_id}/snapshots/{snapshot_id}",
@@ -102,8 +103,6 @@ pub(crate) async fn get(
     responses(
         (status = 204, description = "The snapshot is deleted"),
         NoSnapshot,
-        (status = 412, description = "A volume is being made from the snapshot",
-            body = ErrorBody),
     ),
 )]
 pub(crate) async fn delete(
