@@ -125,6 +125,8 @@ pub(super) async fn try_record(
         entry.row = row;
         shared.volumes.touch(entry);
     }
+    // One may have waited for it.
+    shared.volumes.snapshots.wake.notify_one();
     shared.announce();
     Ok(())
 }

@@ -63,7 +63,7 @@ pub struct Snapshots {
     rows: Mutex<Rows>,
     turns: Arc<Semaphore>,
     /// Something may be to be taken.
-    wake: Notify,
+    pub(super) wake: Notify,
     /// Something may be to be removed.
     removals: Notify,
 }

@@ -281,6 +281,16 @@ async fn a_store_that_is_away_delays_snapshots_and_nothing_else() {
 }
 
 #[tokio::test]
+async fn a_snapshot_of_a_volume_that_is_being_made_waits_for_it() {
+    let fixture = Fixture::new().await;
+    let volume = fixture.create_volume(new_volume()).await.unwrap();
+    assert_eq!(volume.state, VolumeState::Creating);
+    let id = fixture.take_snapshot(&volume.id).await.unwrap();
+    fixture.until_snapshot(&id, |snapshot| snapshot.status == SnapshotStatus::Created).await;
+    assert_eq!(fixture.until_volume(&volume.id, |_| true).await.state, VolumeState::Created);
+}
+
+#[tokio::test]
 async fn only_some_snapshots_of_a_volume_wait_at_once() {
     let fixture = Fixture::new().await;
     let (volume, other) = (manual_volume(&fixture).await, manual_volume(&fixture).await);

@@ -2,10 +2,7 @@
 
 use std::{cmp::Reverse, sync::Arc};
 
-use caddis_api::{
-    ApiError, ErrorCode, SnapshotId, VolumeId,
-    volume::{SnapshotStatus, VolumeState},
-};
+use caddis_api::{ApiError, ErrorCode, SnapshotId, VolumeId, volume::SnapshotStatus};
 use caddis_bus::message::{SnapshotRecord, SnapshotSource, WorkerReply, WorkerResult};
 
 use super::{MOST_WAITING, Snapshots, record::record, row::SnapshotRow, try_record};
@@ -126,7 +123,8 @@ impl Snapshots {
     /// Whether one more may wait.
     fn check_may_wait(&self, volume: &VolumeRow) -> Result<(), ApiError> {
         self.check_store()?;
-        if volume.state != VolumeState::Extending {
+        // Of one that is being made it waits until that is there.
+        if !volume.state.is_mountable() {
             check_created(volume)?;
         }
         let rows = self.rows();
