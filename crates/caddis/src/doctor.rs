@@ -274,11 +274,17 @@ fn program(name: &'static str, argument: &str, package: &str, what: &str) -> Che
 /// What volumes need. Machines without volumes run without it.
 fn volumes(settings: &Settings) -> Check {
     let name = "volumes";
-    let mut command = Command::new("qemu-img");
-    let found = command.arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
-    if let Err(error) = found {
-        let text = format!("qemu-img: {error} (makes volumes)");
-        return Check::warning(name, text, "apt-get install qemu-utils");
+    for (program, argument, package, what) in [
+        ("qemu-img", "--version", "qemu-utils", "makes volumes"),
+        ("mke2fs", "-V", "e2fsprogs", "makes their file systems"),
+        ("qemu-storage-daemon", "--version", "qemu-system-common", "reads volumes for snapshots"),
+    ] {
+        let mut command = Command::new(program);
+        let found = command.arg(argument).stdout(Stdio::null()).stderr(Stdio::null()).status();
+        if let Err(error) = found {
+            let text = format!("{program}: {error} ({what})");
+            return Check::warning(name, text, format!("apt-get install {package}"));
+        }
     }
     let existing = existing(&settings.data_dir);
     let size = match default_volume_gib(existing) {

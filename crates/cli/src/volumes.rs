@@ -175,6 +175,48 @@ pub async fn make(
     Ok(volume)
 }
 
+/// Makes the volumes of a machine's mounts that are given by a name which no volume has that could
+/// be meant: of the smallest size, where the machine will fit.
+pub async fn make_missing(
+    session: &Session,
+    client: &Client,
+    app: &str,
+    config: &Map<String, Value>,
+    region: Option<&str>,
+) -> Result<(), CliError> {
+    let mounts = config.get("mounts").and_then(Value::as_array);
+    let given = mounts.into_iter().flatten().filter_map(|mount| mount["volume"].as_str());
+    let mut names: Vec<_> = given.filter(|given| !given.starts_with("vol_")).collect();
+    names.dedup();
+    if names.is_empty() {
+        return Ok(());
+    }
+    let known = client.list_volumes(app).await?;
+    let is_meant = |volume: &Volume| {
+        !volume.state.is_deleted() && region.is_none_or(|region| volume.region.as_str() == region)
+    };
+    let known: Vec<_> = known.into_iter().filter(is_meant).collect();
+    let compute = config.get("guest").cloned().and_then(|guest| serde_json::from_value(guest).ok());
+    for name in names {
+        if known.iter().any(|volume| volume.name == name) {
+            continue;
+        }
+        let request = CreateVolumeRequest {
+            name: name.to_owned(),
+            region: region.map(str::to_owned),
+            size_gb: Some(1),
+            compute: compute.clone(),
+            ..CreateVolumeRequest::default()
+        };
+        let Volume { id, size_gb, region, .. } = make(session, client, app, &request).await?;
+        session.printer.note(format_args!(
+            "Created volume {id} ({name}, {size_gb} GB, region {region}), since there was none of \
+             this name."
+        ))?;
+    }
+    Ok(())
+}
+
 /// Bytes done, and how many are to do; 0 where that is not known.
 pub fn extent(operation: Option<&VolumeOperation>) -> (u64, u64) {
     operation.map_or((0, 0), |operation| {

@@ -269,6 +269,31 @@ async fn the_path_of_one_of_two_volumes_is_not_guessed() {
 }
 
 #[tokio::test]
+async fn a_volume_that_is_mounted_by_a_new_name_is_made() {
+    let stand = Stand::with_app().await;
+    let run = stand.run("machine run web -a shop --detach -v data:/data").await.ok();
+    let id = stand.run("volumes list -a shop --json").await.ok().json()[0]["id"].clone();
+    let (id, made) = (id.as_str().unwrap(), "(data, 1 GB, region local), since there was none");
+    assert!(run.stderr.contains(&format!("Created volume {id} {made}")), "{run}");
+    let listed = stand.run("machine list -a shop --json").await.ok().json();
+    assert_eq!(listed[0]["config"]["mounts"][0]["volume"], *id);
+
+    // There is one, which somebody has.
+    let taken = stand.run("machine run web -a shop --detach -v data:/data").await;
+    assert!(taken.stderr.contains("no unattached volume 'data' in region local"), "{taken}");
+    let elsewhere = stand.run("machine run web -a shop --region xyz -v data:/data").await;
+    assert!(elsewhere.stderr.contains("failed creating volume"), "{elsewhere}");
+    let volumes = stand.run("volumes list -a shop --json").await.ok().json();
+    assert_eq!(volumes.as_array().unwrap().len(), 1);
+
+    // A machine that could not be made leaves it for the next.
+    let bad = stand.run("machine run missing -a shop --detach -v log:/log").await;
+    assert!(bad.code == 1 && bad.stderr.contains("Created volume"), "{bad}");
+    let again = stand.run("machine run web -a shop --detach -v log:/log").await.ok();
+    assert!(!again.stderr.contains("Created volume"), "{again}");
+}
+
+#[tokio::test]
 async fn a_machine_is_run_with_volumes_by_id_and_by_name() {
     let stand = Stand::with_app().await;
     let id = stand.volume("data").await;

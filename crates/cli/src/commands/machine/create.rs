@@ -12,6 +12,7 @@ use crate::{
     render::{machine, places, size},
     session::Session,
     spec::{self, MachineFlags, Program},
+    volumes,
     waiting::{self, Outcome},
 };
 
@@ -38,7 +39,8 @@ pub struct Create {
     /// Don't wait for the machine to start.
     #[arg(long)]
     detach: bool,
-    /// Mount a volume: ID:/PATH, or NAME:/PATH for any unattached one of that name.
+    /// Mount a volume: ID:/PATH, or NAME:/PATH for any unattached one of that name; where there is
+    /// none of that name, one of 1 GB is created.
     #[arg(short, long, value_name = "VOLUME:PATH", value_delimiter = ',')]
     volume: Vec<String>,
     /// Organization for an app that is created for it.
@@ -79,6 +81,7 @@ pub async fn run(create: Create, launched: bool, session: &Session) -> Result<()
         spec::build(&create.flags, &program, &session.environment.current_directory)?.fields();
     spec::add_mounts(&mut config, &create.volume)?;
     let app = choose_app(&create.app, create.org.as_deref(), &client, session).await?;
+    volumes::make_missing(session, &client, &app, &config, create.region.as_deref()).await?;
     let standby = spec::is_standby(&config);
     let request = CreateMachineRequest {
         config: Some(config.into()),

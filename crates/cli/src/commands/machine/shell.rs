@@ -21,7 +21,7 @@ use crate::{
     render::size,
     session::Session,
     spec::{self, MachineFlags, Program},
-    terminal, waiting, words,
+    terminal, volumes, waiting, words,
 };
 
 /// Image unless another is named.
@@ -94,6 +94,7 @@ pub async fn run(shell: &ShellFlags, fresh: Fresh<'_>, session: &Session) -> Res
         let (client, app) = (client.clone(), app.clone());
         session.at_end(async move { remove_unless_used(&client, &app).await });
     }
+    volumes::make_missing(session, &client, &app, &config, fresh.region.as_deref()).await?;
     let request = CreateMachineRequest {
         config: Some(config.into()),
         region: fresh.region,
