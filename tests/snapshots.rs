@@ -168,6 +168,12 @@ async fn a_snapshot_that_is_taken_while_a_program_writes_is_clean_and_has_all_th
         .filter_map(|line| line.split("read=").nth(1)?.split(' ').next()?.trim().parse().ok())
         .collect();
     ensure!(read.len() == 2 && read[1] < read[0] / 2, "{read:?} bytes were read:\n{log}");
+    let added = |snapshot: &Value| snapshot["added_size"].as_u64().context("nothing was added");
+    ensure!(added(&second)? < added(&first)? / 2, "{first} {second}");
+    // Of init, which lets go of them within seconds in any case.
+    let frozen = |snapshot: &Value| snapshot["frozen_ms"].as_u64();
+    ensure!((Some(1)..Some(5_000)).contains(&frozen(&first)), "{first}");
+    ensure!(frozen(&second).is_some(), "{second}");
 
     // Beside it, at once.
     let third = acknowledged(&writer).await?;

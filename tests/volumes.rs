@@ -652,7 +652,8 @@ async fn file_systems_stand_still_until_they_are_let_go_and_never_for_longer_tha
         vm.shell("(echo b >/data/b; echo written >/tmp/b) >/dev/null 2>&1 &").await?;
         ensure!(vm.shell("sleep 1; cat /tmp/b 2>/dev/null || true").await?.is_empty());
         ensure!(vm.size().await? > 0, "it is not in the way of looking");
-        vm.session.thaw_volumes(DEADLINE).await?;
+        let still = vm.session.thaw_volumes(DEADLINE).await?.context("not told")?;
+        ensure!((1..200).contains(&still.as_secs()), "they stood still for {still:?}");
         vm.shell("while ! [ -e /tmp/b ]; do sleep 0.1; done; cat /data/b").await?;
 
         vm.session.freeze_volumes(Duration::from_secs(20)).await?;

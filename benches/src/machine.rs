@@ -86,6 +86,18 @@ impl Machine {
         self.http.send(Method::POST, &format!("{}/{action}", self.path), body).await.map(drop)
     }
 
+    /// Runs a line of shell in it, and gives its output.
+    ///
+    /// # Errors
+    /// When it can't be run, or fails.
+    pub async fn shell(&self, line: &str) -> Result<String> {
+        let body = json!({ "command": ["/bin/sh", "-c", line], "timeout": 60 }).to_string();
+        let answer = self.http.send(Method::POST, &format!("{}/exec", self.path), &body).await?;
+        let answer = json(&answer)?;
+        ensure!(answer["exit_code"] == 0, "'{line}' in machine {}: {answer}", self.id);
+        Ok(answer["stdout"].as_str().unwrap_or_default().to_owned())
+    }
+
     /// Waits for a state.
     ///
     /// # Errors

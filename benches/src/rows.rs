@@ -14,6 +14,7 @@ mod memory;
 mod proxy;
 mod recovery;
 mod routes;
+mod snapshot;
 mod start;
 mod stop;
 mod suspend;
@@ -62,6 +63,8 @@ pub enum Row {
     Recovery,
     /// I/O of volumes, beside plain QEMU.
     Volume,
+    /// Snapshots, forks and restores of a volume, with reflinks and without.
+    Snapshot,
     /// QEMU and the kernel alone.
     Kernel,
 }
@@ -95,6 +98,7 @@ impl Row {
             Self::Engine => engine::measure(bench).await,
             Self::Recovery => recovery::measure(bench).await,
             Self::Volume => volume::measure(bench).await,
+            Self::Snapshot => snapshot::measure(bench).await,
             Self::Kernel => kernel::measure(bench).await,
         }
     }

@@ -46,6 +46,8 @@ impl Pool {
     }
 }
 
+/// Size of an XFS, bytes; its file takes what is written.
+const XFS_BYTES: u64 = 128 << 30;
 /// Name of the image that most machines run.
 pub const IMAGE: &str = "busybox";
 
@@ -68,8 +70,31 @@ impl Server {
     /// # Errors
     /// When it is not built or ends.
     pub async fn start(work: &Path, pool: Pool, registry: &str) -> Result<Self> {
-        let place = Arc::new(Place::network()?);
         let data = work.join(if pool == Pool::On { "pool" } else { "no-pool" });
+        Self::start_in(Place::network()?, data, pool, registry).await
+    }
+
+    /// Starts one with a pool whose volumes are on an XFS in a file, which only it sees: files of
+    /// that share what they have in common.
+    ///
+    /// # Errors
+    /// When there can be no XFS, and as [`Self::start`].
+    pub async fn with_reflinks(work: &Path, registry: &str) -> Result<Self> {
+        let (place, data) = (Place::network()?, work.join("reflinks"));
+        let (disk, volumes) = (work.join("xfs"), data.join("volumes"));
+        place.run(move || {
+            std::fs::create_dir_all(&volumes)?;
+            std::fs::File::create(&disk)?.set_len(XFS_BYTES)?;
+            let (disk, volumes) = (disk.to_string_lossy(), volumes.to_string_lossy());
+            caddis_testkit::run(["mkfs.xfs", "-q", "-m", "reflink=1", &disk])?;
+            // Gone with the last process that sees it.
+            caddis_testkit::run(["mount", "-o", "loop", &disk, &volumes]).map(drop)
+        })??;
+        Self::start_in(place, data, Pool::On, registry).await
+    }
+
+    async fn start_in(place: Place, data: PathBuf, pool: Pool, registry: &str) -> Result<Self> {
+        let place = Arc::new(place);
         let mut command = Command::new(binary()?);
         command
             .arg("serve")

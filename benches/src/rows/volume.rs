@@ -104,7 +104,6 @@ pub async fn measure(bench: &mut Bench) -> Result<()> {
 
 /// A machine with a volume, stopped.
 struct Side {
-    server: Rc<Server>,
     machine: Machine,
     /// Its file.
     disk: PathBuf,
@@ -122,17 +121,15 @@ impl Side {
         machine.wait("started").await?;
         machine.stop().await?;
         let disk = server.data().join("volumes/volumes").join(id).join("disk.qcow2");
-        Ok(Self { server: server.clone(), machine, disk })
+        Ok(Self { machine, disk })
     }
 
     async fn run(&self) -> Result<Times> {
         self.machine.post("start", "").await?;
         self.machine.wait("started").await?;
-        let exec = json!({ "command": ["sh", "-c", SCRIPT], "timeout": 60 }).to_string();
-        let path = format!("/v1/apps/{APP}/machines/{}/exec", self.machine.id());
-        let answer = json(&self.server.http().send(Method::POST, &path, &exec).await?)?;
+        let said = self.machine.shell(SCRIPT).await?;
         self.machine.stop().await?;
-        times(answer["stdout"].as_str().unwrap_or_default())
+        times(&said)
     }
 }
 

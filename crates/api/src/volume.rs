@@ -303,8 +303,12 @@ pub struct CreateVolumeRequest {
 pub struct VolumeSnapshot {
     /// `vs_` and letters and digits.
     pub id: SnapshotId,
-    /// Bytes that it takes where it is stored.
+    /// Bytes that it takes where it is stored, also those that it shares with others.
     pub size: u64,
+    /// Bytes that it added to the store, where earlier ones did not have them; null until it is
+    /// there, and where that was not recorded. Caddis extension.
+    #[serde(default)]
+    pub added_size: Option<u64>,
     /// Bytes of the volume.
     pub volume_size: u64,
     /// Digest of its contents.
@@ -315,6 +319,10 @@ pub struct VolumeSnapshot {
     pub status: SnapshotStatus,
     /// Days for which it is kept.
     pub retention_days: u32,
+    /// For how long the volume's file system stood still for it in the machine, milliseconds,
+    /// rounded up; null where none ran, and where that is not known. Caddis extension.
+    #[serde(default)]
+    pub frozen_ms: Option<u64>,
     /// While it is taken, how far; where it failed or waits to be tried again, why. Caddis
     /// extension.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -387,6 +395,19 @@ mod tests {
         assert_eq!((one.len(), other.len()), (4, 4));
         assert_ne!(one, other);
         assert_eq!(zone(""), "bfc1", "as it was when volumes were first made");
+    }
+
+    #[test]
+    fn a_snapshot_of_an_earlier_worker_is_shown_without_what_it_does_not_tell() {
+        let told = serde_json::json!({
+            "id": "vs_1", "size": 3, "volume_size": 4, "digest": "", "created_at": "",
+            "status": "created", "retention_days": 5,
+        });
+        let snapshot: VolumeSnapshot = serde_json::from_value(told).unwrap();
+        let shown = serde_json::json!(snapshot);
+        for field in ["added_size", "frozen_ms"] {
+            assert_eq!(shown.get(field), Some(&serde_json::Value::Null), "{field}");
+        }
     }
 
     #[test]

@@ -44,6 +44,8 @@ mod hold;
 mod program;
 mod volumes;
 
+pub use self::volumes::STILL_US;
+
 /// How a fake guest misbehaves. The default is a guest that does as it should.
 #[derive(Debug, Clone, Default)]
 pub struct Behaviour {
@@ -468,14 +470,14 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Connection<S> {
                 let failure =
                     self.guest.behaviour.refuses_to_freeze.then(|| "told to fail".to_owned());
                 self.guest.state().frozen |= failure.is_none();
-                self.send(&GuestMessage::Answer { id, failure }, b"").await?;
+                self.send(&GuestMessage::Answer { id, failure, still_us: None }, b"").await?;
             }
             HostMessage::Thaw { id, .. } => {
                 self.guest.state().frozen = false;
-                self.send(&GuestMessage::Answer { id, failure: None }, b"").await?;
+                self.send(&GuestMessage::Answer { id, failure: None, still_us: None }, b"").await?;
             }
             HostMessage::WarmUp { id, .. } => {
-                self.send(&GuestMessage::Answer { id, failure: None }, b"").await?
+                self.send(&GuestMessage::Answer { id, failure: None, still_us: None }, b"").await?
             }
             HostMessage::Time { answers: None, .. } => {
                 self.send(&GuestMessage::AskTime { id: 1 }, b"").await?

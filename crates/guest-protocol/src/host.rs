@@ -170,8 +170,9 @@ enum Command {
 
 /// The guest's answer to a question.
 enum Answer {
-    /// It did what it was asked, or why not.
-    Outcome(Option<String>),
+    /// It did what it was asked, and for how long its volumes stood still where it says so; or why
+    /// not.
+    Outcome { failure: Option<String>, still_us: Option<u64> },
     /// Its processes.
     Processes(Vec<ProcessInfo>),
     /// Its programs' memory.
@@ -411,7 +412,9 @@ impl Session {
         let id = self.next_id();
         self.command(Command::Ask { id, message: message(id), answer })?;
         match tokio::time::timeout(deadline, answered).await {
-            Ok(Ok(Answer::Outcome(Some(failure)))) => Err(SessionError::Refused(failure)),
+            Ok(Ok(Answer::Outcome { failure: Some(failure), .. })) => {
+                Err(SessionError::Refused(failure))
+            }
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(_)) => Err(SessionError::Broken),
             Err(_) => Err(SessionError::NoAnswer(deadline)),

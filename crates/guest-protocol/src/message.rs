@@ -341,6 +341,10 @@ pub enum GuestMessage {
         id: u32,
         /// Why it could not be done; `None` when it was.
         failure: Option<String>,
+        /// After `ThawVolumes`: for how long they stood still, microseconds by the guest's clock.
+        /// Earlier releases of init do not tell.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        still_us: Option<u64>,
     },
     /// Init could not do what it was asked; not tied to an exec.
     Error {

@@ -7,7 +7,7 @@ use std::{io, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use caddis_guest_protocol::{
     GuestState, MachineSpec,
-    fake::{Behaviour, FakeGuest},
+    fake::{Behaviour, FakeGuest, STILL_US},
     host::{AgentStream, Connector, ExecCommand, GuestEvent, Session, SessionError},
     spec::{MountSpec, VolumeFilesystem},
 };
@@ -301,8 +301,8 @@ async fn volumes_are_asked_about_grown_and_held_still() {
 
     session.freeze_volumes(Duration::from_millis(1500)).await.unwrap();
     assert_eq!(guest.frozen_volumes(), Some(1500));
-    session.thaw_volumes(deadline).await.unwrap();
-    assert_eq!(guest.frozen_volumes(), None);
+    let still = session.thaw_volumes(deadline).await.unwrap();
+    assert_eq!((still, guest.frozen_volumes()), (Some(Duration::from_micros(STILL_US)), None));
     session.freeze_volumes(deadline).await.unwrap();
     guest.end_freeze();
     assert!(session.thaw_volumes(deadline).await.is_err(), "they may have changed meanwhile");

@@ -62,6 +62,8 @@ async fn snapshots_are_taken_listed_shown_and_deleted() {
         ("volume_size", json!(3_u64 << 30)),
         ("retention_days", json!(5)),
         ("size", json!(0)),
+        ("added_size", Value::Null),
+        ("frozen_ms", Value::Null),
     ] {
         assert_eq!(first[field], value, "{field}");
     }

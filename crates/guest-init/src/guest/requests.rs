@@ -147,7 +147,7 @@ impl Guest {
     }
 
     pub(super) fn answer(&mut self, id: u32, outcome: Result<(), String>) {
-        self.port.send(&GuestMessage::Answer { id, failure: outcome.err() }, b"");
+        self.port.send(&GuestMessage::Answer { id, failure: outcome.err(), still_us: None }, b"");
     }
 
     pub(super) fn refuse(&mut self, message: impl Into<String>) {

@@ -49,13 +49,21 @@ pub(super) struct Volumes {
     /// What mounts them, and what is to come then.
     mounting: Option<(Task, Prepared)>,
     requests: Vec<Request>,
-    /// When those that are held still go on by themselves.
-    still_until: Option<Instant>,
+    /// Those that are held still.
+    still: Option<Still>,
     release: Option<Release>,
     /// They are unmounted, or were given up.
     released: bool,
     /// The host wants the VM to end.
     powering_off: bool,
+}
+
+/// They are held still.
+struct Still {
+    /// As [`volumes::freeze`] says it.
+    since: Option<u64>,
+    /// When they go on by themselves.
+    until: Instant,
 }
 
 /// What the host has asked, and is worked on.
@@ -74,6 +82,8 @@ enum Kind {
     Usage,
     /// When they go on by themselves, if it was done.
     Freeze(Instant),
+    /// Answered by how long they stood still, which is since then.
+    Thaw(Option<u64>),
 }
 
 /// Their end.
@@ -117,7 +127,8 @@ impl Volumes {
             Some(task) => task.deadline(),
             None => release.begun + KILLED_TIMEOUT,
         });
-        mounting.chain(requests).chain(self.still_until).chain(release).min()
+        let still = self.still.iter().map(|still| still.until);
+        mounting.chain(requests).chain(still).chain(release).min()
     }
 }
 
@@ -145,8 +156,8 @@ impl Guest {
         }
         self.settle_mounting(now);
         self.settle_requests(now);
-        if self.volumes.still_until.take_if(|at| *at <= now).is_some() {
-            self.end_freeze(None);
+        if self.volumes.still.take_if(|still| still.until <= now).is_some() {
+            self.end_freeze(None, Kind::Plain);
         }
         self.settle_release(now);
     }
@@ -178,19 +189,27 @@ impl Guest {
         });
         for (id, kind, outcome) in settled {
             match (id, kind, outcome) {
+                (Some(id), Kind::Thaw(since), Ok(until)) => {
+                    let until = until.parse::<u64>().ok();
+                    let still_us = until.zip(since).and_then(|(to, from)| to.checked_sub(from));
+                    self.port.send(&GuestMessage::Answer { id, failure: None, still_us }, b"");
+                }
                 (Some(id), Kind::Usage, Ok(text)) => match serde_json::from_str(&text) {
                     Ok(volumes) => self.port.send(&GuestMessage::VolumeUsage { id, volumes }, b""),
                     Err(error) => self.answer(id, Err(error.to_string())),
                 },
                 (Some(id), kind, outcome) => {
                     match (kind, &outcome) {
-                        (Kind::Freeze(until), Ok(_)) => self.volumes.still_until = Some(until),
+                        (Kind::Freeze(until), Ok(since)) => {
+                            let since = since.parse().ok();
+                            self.volumes.still = Some(Still { since, until });
+                        }
                         // They may stand still, of which it could not tell in time. Where an
                         // earlier request holds them, they go on at that one's time.
                         (Kind::Freeze(_), Err(_))
-                            if self.volumes.still_until.is_none() && !self.volumes.are_going() =>
+                            if self.volumes.still.is_none() && !self.volumes.are_going() =>
                         {
-                            self.end_freeze(None);
+                            self.end_freeze(None, Kind::Plain);
                         }
                         _ => {}
                     }
@@ -257,14 +276,14 @@ impl Guest {
     }
 
     pub(super) fn thaw_volumes(&mut self, id: u32) {
-        match self.volumes.still_until.take() {
-            Some(_) => self.end_freeze(Some(id)),
+        match self.volumes.still.take() {
+            Some(still) => self.end_freeze(Some(id), Kind::Thaw(still.since)),
             None => self.answer(id, Err("the volumes went on before".to_owned())),
         }
     }
 
-    fn end_freeze(&mut self, id: Option<u32>) {
-        self.work_on(id, Kind::Plain, |mounts| {
+    fn end_freeze(&mut self, id: Option<u32>, kind: Kind) {
+        self.work_on(id, kind, |mounts| {
             Task::start("letting the volumes go on", LOOK_TIMEOUT, Late::Left, || {
                 volumes::thaw(mounts)
             })
@@ -304,7 +323,7 @@ impl Guest {
         // All but ourselves.
         let _ = kill(Pid::from_raw(-1), Signal::SIGKILL);
         self.volumes.mounting = None;
-        self.volumes.still_until = None;
+        self.volumes.still = None;
         let begun = Instant::now();
         self.volumes.release = Some(Release { status, begun, alone: false, unmounting: None });
     }

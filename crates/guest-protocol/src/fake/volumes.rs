@@ -9,6 +9,8 @@ use crate::{GuestMessage, HostMessage, message::VolumeUsage, spec::VolumeFilesys
 const BLOCK: u64 = 4096;
 /// How they refuse.
 const REFUSED: &str = "told to fail";
+/// How long they say that they stood still, microseconds.
+pub const STILL_US: u64 = 6_200;
 
 /// What has become of the volumes since the machine was configured.
 #[derive(Default)]
@@ -38,6 +40,7 @@ impl FakeGuest {
 
     /// The answer to a request that is about volumes.
     pub(super) fn about_volumes(&self, message: &HostMessage) -> Option<GuestMessage> {
+        let still_us = matches!(message, HostMessage::ThawVolumes { .. }).then_some(STILL_US);
         let (id, outcome) = match message {
             HostMessage::VolumeUsage { id } => {
                 let volumes = self.volume_usage();
@@ -50,7 +53,8 @@ impl FakeGuest {
             HostMessage::ThawVolumes { id } => (id, self.thaw_volumes()),
             _ => return None,
         };
-        Some(GuestMessage::Answer { id: *id, failure: outcome.err() })
+        let still_us = still_us.filter(|_| outcome.is_ok());
+        Some(GuestMessage::Answer { id: *id, failure: outcome.err(), still_us })
     }
 
     /// A tenth of each is taken.

@@ -382,7 +382,9 @@ impl<'a> Connection<'a> {
                 volumes.truncate(MOST_VOLUMES);
                 self.pass_on(id, Answer::Volumes(volumes))
             }
-            GuestMessage::Answer { id, failure } => self.pass_on(id, Answer::Outcome(failure)),
+            GuestMessage::Answer { id, failure, still_us } => {
+                self.pass_on(id, Answer::Outcome { failure, still_us })
+            }
             GuestMessage::Hold { id, ttl_seconds } => {
                 self.tell(GuestEvent::Hold { id, ttl_seconds })
             }

@@ -50,14 +50,18 @@ impl Session {
         self.ask(deadline, |id| HostMessage::FreezeVolumes { id, deadline_ms }).await.map(drop)
     }
 
-    /// Lets them go on.
+    /// Lets them go on, and tells for how long they stood still by the guest's clock; `None` where
+    /// an init of an earlier release does not tell.
     ///
     /// # Errors
     /// When they had gone on before, so that they may have changed meanwhile, or the guest does not
     /// answer within `deadline`.
-    pub async fn thaw_volumes(&self, deadline: Duration) -> Result<(), SessionError> {
+    pub async fn thaw_volumes(&self, deadline: Duration) -> Result<Option<Duration>, SessionError> {
         self.knows_volumes()?;
-        self.ask(deadline, |id| HostMessage::ThawVolumes { id }).await.map(drop)
+        match self.ask(deadline, |id| HostMessage::ThawVolumes { id }).await? {
+            Answer::Outcome { still_us, .. } => Ok(still_us.map(Duration::from_micros)),
+            _ => Err(SessionError::Broken),
+        }
     }
 
     /// An init of an earlier release has no volumes, and would not answer.

@@ -131,9 +131,12 @@ async fn by_reflink(
             Ok::<_, String>(vm.clone_volume(attached.index, to).await)
         });
         match cloned.await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) if is_unsupported(&error) => Err(Uncopied::Unsupported),
-            Ok(Err(error)) => Err(Uncopied::Later(error.to_string())),
+            Ok((Ok(()), still)) => {
+                tracing::info!(volume = %source, ?still, "cloned a volume in use");
+                Ok(())
+            }
+            Ok((Err(error), _)) if is_unsupported(&error) => Err(Uncopied::Unsupported),
+            Ok((Err(error), _)) => Err(Uncopied::Later(error.to_string())),
             Err(reason) => Err(Uncopied::Later(reason)),
         }
     };

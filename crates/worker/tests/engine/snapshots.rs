@@ -9,7 +9,7 @@ use caddis_api::{
     volume::{SnapshotStatus, VolumeState},
 };
 use caddis_bus::message::{Action, CreateVolume, VolumeAction};
-use caddis_guest_protocol::fake::Behaviour;
+use caddis_guest_protocol::fake::{Behaviour, STILL_US};
 use caddis_vmm::{
     VmExit,
     fake::{Faults, VolumeCall},
@@ -75,6 +75,9 @@ async fn a_running_machine_s_volume_is_held_still_for_the_beginning_and_the_next
     let taken = fixture.until_snapshot(&id, |s| s.status == SnapshotStatus::Created).await;
     assert!(taken.digest.starts_with("blake3:") && taken.operation.is_none(), "{taken:?}");
     assert_eq!(taken.volume_size, 1 << 30);
+    assert_eq!(taken.frozen_ms, Some(STILL_US.div_ceil(1000)), "as the guest says");
+    let added = taken.added_size.unwrap();
+    assert!(added >= taken.size && taken.size > 0, "{taken:?}");
     assert_goes_on(&fixture, &machine);
     let first = fixture.exports.reads(&volume);
     assert!(first >= 64, "{first}");
@@ -88,6 +91,8 @@ async fn a_running_machine_s_volume_is_held_still_for_the_beginning_and_the_next
     let second = fixture.created_snapshot(&volume).await;
     let read = fixture.exports.reads(&volume) - first;
     assert!(read < first / 4, "{read} of {first} blocks were read again");
+    let next = fixture.snapshot(&second).await.unwrap();
+    assert!(next.added_size.unwrap() < added && next.size >= taken.size, "{next:?}");
     let since: Vec<_> = calls(&fixture, &machine)
         .into_iter()
         .filter_map(|call| match call {
@@ -113,8 +118,11 @@ async fn of_a_volume_that_nobody_has_opened_since_nothing_is_read() {
     assert_eq!(shown.bytes_since_snapshot, Some(0));
     let second = fixture.created_snapshot(&volume).await;
     assert_eq!(fixture.exports.reads(&volume), reads);
-    let digest = async |id| fixture.snapshot(&id).await.unwrap().digest;
-    assert_eq!(digest(first).await, digest(second).await);
+    let one = async |id| fixture.snapshot(&id).await.unwrap();
+    let (first, second) = (one(first).await, one(second).await);
+    assert_eq!(first.digest, second.digest);
+    assert_eq!((first.frozen_ms, second.frozen_ms), (None, None), "nothing ran");
+    assert!(first.added_size.unwrap() > 0 && second.added_size.unwrap() == 0, "{second:?}");
 
     let machine = running_with(&fixture, mounted(&volume)).await;
     stop(&fixture, &machine).await;

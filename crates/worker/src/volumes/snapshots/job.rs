@@ -48,6 +48,8 @@ pub(super) struct Taken {
     pub(super) snapshot: Snapshot,
     /// Generation of the volume, if nobody had it open.
     pub(super) generation: Option<u64>,
+    /// For how long the guest held its file systems still, if it did and has told.
+    pub(super) still: Option<Duration>,
 }
 
 /// A job.
@@ -87,7 +89,8 @@ pub(super) async fn run(
     }
     if let Ok(taken) = &outcome {
         let (added, read) = (taken.snapshot.added_size, taken.snapshot.read_size);
-        tracing::info!(volume = %row.volume, %snapshot, added, read, "took a snapshot");
+        let still = taken.still.map(tracing::field::debug);
+        tracing::info!(volume = %row.volume, %snapshot, added, read, still, "took a snapshot");
     }
     let now = shared.clock.unix_now();
     edit(&shared, &snapshot, |row| settle(row, &outcome, now)).await;
@@ -202,7 +205,7 @@ fn settle(row: &mut SnapshotRow, outcome: &Result<Taken, Unable>, now: UnixMilli
         row.next_try = Some(now + backoff::wait(row.tries));
     };
     match outcome {
-        Ok(taken) => row.is_taken(&taken.snapshot, taken.generation),
+        Ok(taken) => row.is_taken(taken),
         Err(Unable::Interrupted) => row.status = SnapshotStatus::Waiting,
         Err(Unable::Busy) => {
             (row.status, row.next_try) = (SnapshotStatus::Waiting, Some(now + RETRY));
@@ -307,6 +310,8 @@ mod tests {
             error: None,
             is_full: false,
             size: 0,
+            added_size: None,
+            frozen_ms: None,
             volume_size: 1 << 30,
             digest: String::new(),
             generation: None,

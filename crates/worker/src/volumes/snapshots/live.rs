@@ -54,7 +54,7 @@ async fn take_of(job: &Job<'_>, attached: &Attachment, vm: &dyn Vm) -> Result<Ta
         let export = vm.begin_snapshot(index, point).await?;
         Ok::<_, VmmError>((export, created_at))
     });
-    let (export, created_at) = match begun.await {
+    let ((export, created_at), still) = match begun.await {
         Ok(begun) => begun,
         Err(reason) => {
             end(vm, index).await;
@@ -78,7 +78,7 @@ async fn take_of(job: &Job<'_>, attached: &Attachment, vm: &dyn Vm) -> Result<Ta
                 // It is there all the same; the next one reads all.
                 tracing::warn!(volume = %row.volume, %error, "can't end a snapshot in the VM");
             }
-            Ok(Taken { snapshot, generation: None })
+            Ok(Taken { snapshot, generation: None, still })
         }
         Err(unable) => {
             end(vm, index).await;
@@ -105,12 +105,12 @@ fn later(error: impl ToString) -> Unable {
     Unable::Later(error.to_string())
 }
 
-/// Does something while the guest holds its file systems still. They go on in any case: where that
-/// was before it was done, it failed.
+/// Does something while the guest holds its file systems still, and tells for how long it did, if
+/// it says so. They go on in any case: where that was before it was done, it failed.
 pub(in crate::volumes) async fn held_still<T, E: ToString>(
     session: &Session,
     work: impl Future<Output = Result<T, E>>,
-) -> Result<T, String> {
+) -> Result<(T, Option<Duration>), String> {
     let frozen = session.freeze_volumes(FROZEN_AT_MOST).await;
     let done = match &frozen {
         Ok(()) => Some(work.await),
@@ -118,11 +118,11 @@ pub(in crate::volumes) async fn held_still<T, E: ToString>(
     };
     // Also when it did not say that they stand still: they may.
     let thawed = match &frozen {
-        Err(SessionError::Refused(_)) => Ok(()),
+        Err(SessionError::Refused(_)) => Ok(None),
         _ => session.thaw_volumes(THAW_DEADLINE).await,
     };
     frozen.map_err(|error| format!("the guest can't hold its file systems still: {error}"))?;
     let done = done.map_or_else(|| Err("not done".to_owned()), |d| d.map_err(|e| e.to_string()))?;
-    thawed.map_err(|error| format!("the guest went on too early: {error}"))?;
-    Ok(done)
+    let still = thawed.map_err(|error| format!("the guest went on too early: {error}"))?;
+    Ok((done, still))
 }

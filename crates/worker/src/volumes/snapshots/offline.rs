@@ -21,7 +21,9 @@ pub(super) async fn take(job: &Job<'_>) -> Result<Taken, Unable> {
         return match snapshot {
             // The store does not have all of it any more.
             Err(Unable::Later(reason)) => Err(Unable::WithoutPrevious(reason)),
-            snapshot => Ok(Taken { snapshot: snapshot?, generation: Some(generation) }),
+            snapshot => {
+                Ok(Taken { snapshot: snapshot?, generation: Some(generation), still: None })
+            }
         };
     }
     let export = tokio::select! {
@@ -41,7 +43,7 @@ pub(super) async fn take(job: &Job<'_>) -> Result<Taken, Unable> {
     let snapshot = taken.await;
     drop(export);
     shared.reach("closed").await;
-    Ok(Taken { snapshot: snapshot?, generation: Some(generation) })
+    Ok(Taken { snapshot: snapshot?, generation: Some(generation), still: None })
 }
 
 /// A volume of which nothing has changed since the previous snapshot.

@@ -22,11 +22,13 @@ pub(super) fn record(row: &SnapshotRow, progress: Option<Progress>) -> SnapshotR
         snapshot: VolumeSnapshot {
             id: row.id.clone(),
             size: row.size,
+            added_size: row.added_size,
             volume_size: row.volume_size,
             digest: row.digest.clone(),
             created_at: time::milliseconds(row.created_at.into()),
             status: row.status,
             retention_days: row.retention_days,
+            frozen_ms: row.frozen_ms,
             operation: operation(row, progress),
         },
     }

@@ -6,9 +6,10 @@ use caddis_api::{
     AppName, SnapshotId, UnixMillis, VolumeId,
     volume::{Filesystem, SnapshotStatus},
 };
-use caddis_snapshot::{Snapshot, SnapshotName};
+use caddis_snapshot::SnapshotName;
 use serde::{Deserialize, Serialize};
 
+use super::job::Taken;
 use crate::volumes::row::VolumeRow;
 
 /// Version of the record's format. Fields are only ever added, with defaults.
@@ -62,6 +63,12 @@ pub struct SnapshotRow {
     /// Bytes that it takes in the store.
     #[serde(default)]
     pub size: u64,
+    /// Bytes that were new in the store with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub added_size: Option<u64>,
+    /// For how long the guest held its file systems still, milliseconds, if it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub frozen_ms: Option<u64>,
     /// Bytes of the volume.
     #[serde(default)]
     pub volume_size: u64,
@@ -95,6 +102,8 @@ impl SnapshotRow {
             error: None,
             is_full: false,
             size: 0,
+            added_size: None,
+            frozen_ms: None,
             volume_size: u64::from(volume.size_gb) << 30,
             digest: String::new(),
             generation: None,
@@ -132,11 +141,42 @@ impl SnapshotRow {
     }
 
     /// It is in the store.
-    pub(super) fn is_taken(&mut self, taken: &Snapshot, generation: Option<u64>) {
+    pub(super) fn is_taken(&mut self, taken: &Taken) {
+        let Taken { snapshot: taken, generation, still } = taken;
         self.status = SnapshotStatus::Created;
         self.created_at = taken.created_at.into();
         (self.size, self.volume_size) = (taken.stored_size, taken.volume_size);
+        self.added_size = Some(taken.added_size);
+        let milliseconds = still.map(|still| still.as_micros().div_ceil(1000));
+        self.frozen_ms = milliseconds.and_then(|milliseconds| milliseconds.try_into().ok());
         self.digest.clone_from(&taken.digest);
-        (self.generation, self.error, self.next_try) = (generation, None, None);
+        (self.generation, self.error, self.next_try) = (*generation, None, None);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_record_of_an_earlier_release_does_not_say_what_was_not_recorded() {
+        let record = json!({
+            "format": 1, "id": "vs_1", "volume": "vol_1", "name": "data", "app": "app",
+            "org": "personal", "filesystem": "ext4", "encrypted": false, "status": "created",
+            "created_at": 1, "retention_days": 5, "size": 3, "volume_size": 4, "digest": "blake3:0",
+        });
+        let row: SnapshotRow = serde_json::from_value(record.clone()).unwrap();
+        assert_eq!((row.added_size, row.frozen_ms, row.size), (None, None, 3));
+        // An earlier release that reads it again finds nothing new in it.
+        let fields = serde_json::to_value(&row).unwrap();
+        assert!(
+            fields
+                .as_object()
+                .unwrap()
+                .keys()
+                .all(|key| record.get(key).is_some() || key == "tries")
+        );
     }
 }

@@ -24,6 +24,11 @@ pub struct List {
     json: bool,
 }
 
+/// Bytes that they take together: what they share counts once, where each says what it added.
+fn total(snapshots: &[VolumeSnapshot]) -> u64 {
+    snapshots.iter().map(|snapshot| snapshot.added_size.unwrap_or(snapshot.size)).sum()
+}
+
 pub async fn run(list: List, session: &Session) -> Result<(), CliError> {
     let (client, app, volume) = list.which.find_where(session, |_| true).await?;
     let snapshots = client.list_volume_snapshots(&app, &volume).await?;
@@ -48,8 +53,7 @@ pub async fn run(list: List, session: &Session) -> Result<(), CliError> {
     let rows: Vec<_> = snapshots.iter().map(row).collect();
     let headers = ["ID", "Status", "Stored Size", "Vol Size", "Created At", "Retention Days"];
     printer.table("Snapshots", &headers, &rows)?;
-    let total = snapshots.iter().map(|snapshot| snapshot.size).sum();
-    printer.out(format_args!("\nTotal stored size: {}", size::binary(total)))?;
+    printer.out(format_args!("\nTotal stored size: {}", size::binary(total(&snapshots))))?;
     for snapshot in &snapshots {
         if let Some(error) = snapshot.operation.as_ref().and_then(|row| row.error.as_ref()) {
             let (id, status) = (&snapshot.id, snapshot.status.as_str());
@@ -57,4 +61,26 @@ pub async fn run(list: List, session: &Session) -> Result<(), CliError> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_snapshots_share_counts_once_where_they_say_what_they_added() {
+        let snapshot = |size: u64, added: Option<u64>| -> VolumeSnapshot {
+            let told = json!({
+                "id": "vs_1", "size": size, "added_size": added, "volume_size": 1 << 30,
+                "digest": "", "created_at": "", "status": "created", "retention_days": 5,
+            });
+            serde_json::from_value(told).unwrap()
+        };
+        assert_eq!(total(&[snapshot(100, Some(100)), snapshot(110, Some(10))]), 110);
+        let of_an_earlier_release = snapshot(70, None);
+        assert_eq!(total(&[of_an_earlier_release, snapshot(80, Some(10))]), 80);
+        assert_eq!(total(&[]), 0);
+    }
 }

@@ -61,11 +61,13 @@ fn new_snapshot(of: &VolumeRecord, id: SnapshotId, count: usize) -> SnapshotReco
         snapshot: VolumeSnapshot {
             id,
             size: 0,
+            added_size: None,
             volume_size: u64::from(of.volume.size_gb) << 30,
             digest: String::new(),
             created_at: format!("2026-03-31T06:08:{count:02}.000Z"),
             status: SnapshotStatus::Waiting,
             retention_days: of.volume.snapshot_retention,
+            frozen_ms: None,
             operation: None,
         },
     }
