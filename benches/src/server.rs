@@ -71,7 +71,7 @@ impl Server {
     /// When it is not built or ends.
     pub async fn start(work: &Path, pool: Pool, registry: &str) -> Result<Self> {
         let data = work.join(if pool == Pool::On { "pool" } else { "no-pool" });
-        Self::start_in(Place::network()?, data, pool, registry).await
+        Self::start_in(Place::network()?, data, pool, registry, &[]).await
     }
 
     /// Starts one with a pool whose volumes are on an XFS in a file, which only it sees: files of
@@ -90,10 +90,17 @@ impl Server {
             // Gone with the last process that sees it.
             caddis_testkit::run(["mount", "-o", "loop", &disk, &volumes]).map(drop)
         })??;
-        Self::start_in(place, data, Pool::On, registry).await
+        // It looks at the disk of its data, where they are not.
+        Self::start_in(place, data, Pool::On, registry, &["--volume-gb", "1000"]).await
     }
 
-    async fn start_in(place: Place, data: PathBuf, pool: Pool, registry: &str) -> Result<Self> {
+    async fn start_in(
+        place: Place,
+        data: PathBuf,
+        pool: Pool,
+        registry: &str,
+        more: &[&str],
+    ) -> Result<Self> {
         let place = Arc::new(place);
         let mut command = Command::new(binary()?);
         command
@@ -110,7 +117,7 @@ impl Server {
             registry,
         ]);
         // 50 machines at once are to be measured, not refused.
-        command.args(["--cpu-overcommit", "100", "--memory-mb", "100000"]);
+        command.args(["--cpu-overcommit", "100", "--memory-mb", "100000"]).args(more);
         command.arg("--kernel").arg(kernel()?);
         // A Ctrl-C is for us, who then stop it in order.
         command.process_group(0).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());

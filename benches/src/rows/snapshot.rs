@@ -28,8 +28,8 @@ use crate::{
 };
 
 /// Random bytes on the volume, MiB, and those that change.
-const DATA_MIB: u64 = 1024;
-const CHANGED_MIB: u64 = 10;
+const DATA_MIB: u64 = 512;
+const CHANGED_MIB: u64 = 5;
 /// Size of the volumes, GiB: without reflinks, and with them.
 const SIZE_GB: u64 = 2;
 const REFLINK_SIZE_GB: u64 = 40;
@@ -74,7 +74,8 @@ pub async fn measure(bench: &mut Bench) -> Result<()> {
         progress::run("snapshot", run, runs);
         let all = here.changed(0, DATA_MIB).await?;
         full.push(all.ms);
-        let part = here.changed(37 * (run as u64 + 1) % 1000, CHANGED_MIB).await?;
+        let part =
+            here.changed(37 * (run as u64 + 1) % (DATA_MIB - CHANGED_MIB), CHANGED_MIB).await?;
         times.push(part.ms);
         added.push(part.added / (CHANGED_MIB << 20) as f64);
         here.while_writing().await?;
