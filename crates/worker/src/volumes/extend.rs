@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use caddis_api::{ApiError, MachineState, VolumeId, volume::VolumeState};
+use caddis_api::{ApiError, MachineId, MachineState, VolumeId, volume::VolumeState};
 use caddis_vmm::StartKind;
 use caddis_volume::{Growth, SizeGib, VolumeError};
 use tokio::sync::oneshot;
@@ -62,15 +62,19 @@ pub(super) async fn extend(
 /// What a machine sees of its volumes is known while it runs, or not.
 fn check_machine_settled(shared: &Shared, id: &VolumeId) -> Result<(), ApiError> {
     let Some(Attachment { machine, .. }) = shared.volumes.attached(id) else { return Ok(()) };
-    let record = shared.publisher.get(&machine);
-    let is_changing = |state: MachineState| !state.is_settled() && shared.vm(&machine).is_some();
-    match record.map(|record| record.machine.state).filter(|state| is_changing(*state)) {
+    match machine_changing(shared, &machine) {
         Some(state) => {
             let text = format!("machine {machine} is {state}, try again when that is over");
             Err(ApiError::precondition(text))
         }
         None => Ok(()),
     }
+}
+
+/// The state of a machine that has a VM and is starting, stopping or the like.
+pub(super) fn machine_changing(shared: &Shared, machine: &MachineId) -> Option<MachineState> {
+    let state = shared.publisher.get(machine)?.machine.state;
+    (!state.is_settled() && shared.vm(machine).is_some()).then_some(state)
 }
 
 /// Begins an extension that is recorded. Told of its end.

@@ -142,10 +142,13 @@ async fn a_guest_that_can_t_hold_still_or_a_vm_that_fails_is_asked_again_and_is_
     let machine = running_with(&fixture, mounted(&volume)).await;
     fixture.host.set_faults(Faults { failing_snapshots: 2, ..Faults::default() });
     let id = fixture.take_snapshot(&volume).await.unwrap();
-    let waits =
-        fixture.until_snapshot(&id, |s| s.operation.as_ref().is_some_and(|o| o.error.is_some()));
-    let waits = waits.await;
-    assert_eq!(waits.status, SnapshotStatus::Waiting);
+    let waits = fixture
+        .until_snapshots_in_time(&volume, |all| {
+            all[0].operation.as_ref().is_some_and(|operation| operation.error.is_some())
+        })
+        .await
+        .remove(0);
+    assert_eq!((&waits.id, waits.status), (&id, SnapshotStatus::Waiting));
     let error = waits.operation.unwrap().error.unwrap();
     assert!(error.contains("told to fail") && error.contains("tried again at"), "{error}");
     assert_goes_on(&fixture, &machine);
@@ -196,6 +199,26 @@ async fn a_vm_that_ends_meanwhile_has_the_snapshot_be_taken_of_its_files() {
     let other = fixture.created_snapshot(&volume).await;
     assert_eq!(fixture.snapshots(&volume).await[0].id, other);
     assert_eq!(begins(&fixture, &machine), 1);
+}
+
+#[tokio::test]
+async fn a_vm_of_which_nothing_can_be_read_since_it_ends_delays_no_snapshot() {
+    let fixture = Fixture::new().await;
+    let volume = manual_volume(&fixture).await;
+    let machine = running_with(&fixture, mounted(&volume)).await;
+    fixture.exports.fail(&volume, 1);
+    let id = fixture.take_snapshot(&volume).await.unwrap();
+    let is_ended = |call: &VolumeCall| matches!(call, VolumeCall::EndSnapshot { .. });
+    let was_begun = || begins(&fixture, &machine) == 1;
+    while !was_begun() || !calls(&fixture, &machine).last().is_some_and(is_ended) {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    // That it has ended is heard of only now.
+    fixture.host.crash(machine.as_str(), VmExit::HostOom);
+    fixture.until_snapshots_in_time(&volume, |all| all[0].status == SnapshotStatus::Created).await;
+    assert_eq!(fixture.snapshots(&volume).await[0].id, id);
+    let told = fixture.events(&machine).await.into_iter().filter(|event| event.kind == "volume");
+    assert_eq!(told.count(), 0);
 }
 
 #[tokio::test]

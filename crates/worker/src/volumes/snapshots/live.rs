@@ -8,12 +8,17 @@ use caddis_vmm::{Passphrase, PointInTime, Vm, VmmError, VolumeExport};
 use caddis_volume::{FleecingImage, FleecingSpace};
 
 use super::job::{Job, Taken, Unable};
-use crate::{requests::quiet_session, volumes::Attachment};
+use crate::{
+    requests::quiet_session,
+    volumes::{Attachment, extend::machine_changing},
+};
 
 /// How long a guest holds its file systems still at most: it goes on by itself then.
 pub(in crate::volumes) const FROZEN_AT_MOST: Duration = Duration::from_secs(5);
 /// How long it may take to let them go on.
 const THAW_DEADLINE: Duration = Duration::from_secs(5);
+/// How long it may take to hear that a VM has ended after what was read of it has.
+const END_DEADLINE: Duration = Duration::from_secs(2);
 /// How often it is looked how much the guest has overwritten. Nothing tells of it.
 const SPACE_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -22,15 +27,23 @@ pub(super) async fn take(
     attached: &Attachment,
     vm: Arc<dyn Vm>,
 ) -> Result<Taken, Unable> {
-    let taken = take_of(job, attached, vm.as_ref()).await;
-    if job.shared.vm(&attached.machine).is_some() {
-        return taken;
+    let shared = job.shared;
+    match take_of(job, attached, vm.as_ref()).await {
+        Err(Unable::Later(reason)) => {
+            let is_over = tokio::select! {
+                () = job.work.cancelled.cancelled() => return Err(Unable::Interrupted),
+                ended = shared.clock.timeout(END_DEADLINE, vm.wait()) => ended.is_some(),
+            };
+            // The VM has ended meanwhile: it is tried again by way of the files, as soon as its
+            // owner has let go of it.
+            match is_over {
+                true if shared.vm(&attached.machine).is_none() => Err(Unable::Interrupted),
+                true => Err(Unable::Busy),
+                false => Err(Unable::Later(reason)),
+            }
+        }
+        taken => taken,
     }
-    // The VM has ended meanwhile: it is tried again by way of the files.
-    taken.map_err(|unable| match unable {
-        Unable::Later(_) => Unable::Interrupted,
-        unable => unable,
-    })
 }
 
 async fn take_of(job: &Job<'_>, attached: &Attachment, vm: &dyn Vm) -> Result<Taken, Unable> {
@@ -38,7 +51,10 @@ async fn take_of(job: &Job<'_>, attached: &Attachment, vm: &dyn Vm) -> Result<Ta
     // What an earlier try may have left.
     vm.end_snapshot(index, false).await.map_err(later)?;
     let session = quiet_session(shared, &attached.machine).await;
-    let session = session.ok_or_else(|| Unable::Later("the guest does not answer".to_owned()))?;
+    let session = session.ok_or_else(|| match machine_changing(shared, &attached.machine) {
+        Some(_) => Unable::Busy,
+        None => Unable::Later("the guest does not answer".to_owned()),
+    })?;
     let image = shared.volumes.files.fleecing_image(&row.volume).await?;
     shared.reach("fleecing").await;
     let FleecingImage { file: fleecing, key, space } = image;
