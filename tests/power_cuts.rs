@@ -20,6 +20,7 @@ use tokio::time::timeout;
 
 use crate::{
     driver::{NONE, QemuHost},
+    stand::rounds,
     volumes::{Machine, Running, disk_of, ext4, on_a_host},
 };
 
@@ -35,10 +36,6 @@ const SEED: u64 = 21;
 const LOOK: Duration = Duration::from_millis(20);
 /// Size of the file that is synced with each row, 512 bytes each.
 const BLOCKS: usize = 40;
-
-fn is_soak() -> bool {
-    std::env::var_os("CADDIS_SOAK").is_some()
-}
 
 /// A machine whose root disk has a database beside busybox.
 fn machine<'a>(host: &'a QemuHost, driver: &'a dyn Vmm) -> Result<Machine<'a>> {
@@ -173,7 +170,7 @@ fn cut_everywhere(
     let (base, mut random) = (host.data.join("flushed.qcow2"), StdRng::seed_from_u64(SEED));
     fs::copy(initial, &base)?;
     let flushed = File::options().read(true).write(true).open(&base)?;
-    let samples = if is_soak() { 4 } else { 1 };
+    let samples = rounds(1, 4);
     let (mut pending, mut cuts) = (Vec::new(), 0);
     let mut guaranteed = written_at(acknowledged, 0);
     let mut cut = |entries: &[log::Entry], written: Option<usize>, what: &str| -> Result<()> {
@@ -213,7 +210,7 @@ fn cut_everywhere(
 #[tokio::test]
 async fn whenever_the_power_is_cut_what_was_synced_to_a_volume_is_there() {
     on_a_host(async |host| {
-        let rows = if is_soak() { 100 } else { 3 };
+        let rows = rounds(3, 100) as usize;
         let driver = host.qemu(NONE);
         let machine = machine(host, &driver)?;
         for (name, secret, journal) in [("vol_plain", false, "delete"), ("vol_secret", true, "wal")]
@@ -262,7 +259,7 @@ fn goes_on(layers: &mut Layers, expected: bool) -> Result<u32> {
 #[tokio::test]
 async fn a_fault_of_the_disk_at_any_request_stops_the_vm_and_is_never_the_guest_s() {
     on_a_host(async |host| {
-        let each = if is_soak() { 24 } else { 3 };
+        let each = rounds(3, 24);
         let driver = host.qemu(NONE);
         let machine = machine(host, &driver)?;
         let volume = host.create_volume("vol_a", Filesystem::Ext4, true).await;

@@ -12,7 +12,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::stand::Stand;
+use crate::stand::{Stand, is_short};
 
 /// A service: how it is run, and what proves that it works.
 struct Service {
@@ -119,10 +119,6 @@ const FASTCGI: &[u8] = b"\x01\x01\0\x01\0\x08\0\0\0\x01\0\0\0\0\0\0\
     \x01\x04\0\x01\0\x41\0\0\
     \x0f\x0aSCRIPT_FILENAME/srv/a.php\x0e\x03REQUEST_METHODGET\x0b\x06SCRIPT_NAME/a.php\
     \x01\x04\0\x01\0\0\0\0\x01\x05\0\x01\0\0\0\0";
-
-fn is_short() -> bool {
-    std::env::var_os("CADDIS_SOAK").is_none()
-}
 
 fn config(image: &str, service: &Service) -> Value {
     let base64 = |text: &str| base64::engine::general_purpose::STANDARD.encode(text);

@@ -18,20 +18,20 @@ const IDLE: &str = "echo ready; exec sleep 1000000";
 const WRITER: &str = "i=0; echo ready; while :; do i=$((i+1)); echo $i >>/data/numbers; \
                       sync /data/numbers; echo $i >/acknowledged; done";
 
-fn volumes() -> String {
+pub fn volumes() -> String {
     format!("/v1/apps/{APP}/volumes")
 }
 
-fn snapshots(volume: &str) -> String {
+pub fn snapshots(volume: &str) -> String {
     format!("{}/{volume}/snapshots", volumes())
 }
 
-fn id(of: &Value) -> Result<String> {
+pub fn id(of: &Value) -> Result<String> {
     Ok(of["id"].as_str().with_context(|| format!("no id in {of}"))?.to_owned())
 }
 
 /// What is at a path of the API, once it is as wanted.
-async fn until(stand: &Stand<'_>, path: &str, is: impl Fn(&Value) -> bool) -> Result<Value> {
+pub async fn until(stand: &Stand<'_>, path: &str, is: impl Fn(&Value) -> bool) -> Result<Value> {
     let deadline = Instant::now() + DEADLINE;
     loop {
         let found = stand.server.api().get(path).await?.ok()?;
@@ -43,12 +43,12 @@ async fn until(stand: &Stand<'_>, path: &str, is: impl Fn(&Value) -> bool) -> Re
     }
 }
 
-async fn until_volume(stand: &Stand<'_>, volume: &str, state: &str) -> Result<Value> {
+pub async fn until_volume(stand: &Stand<'_>, volume: &str, state: &str) -> Result<Value> {
     until(stand, &format!("{}/{volume}", volumes()), |volume| volume["state"] == state).await
 }
 
 /// Makes a volume, and gives its id at once.
-async fn begin(stand: &Stand<'_>, body: Value) -> Result<String> {
+pub async fn begin(stand: &Stand<'_>, body: Value) -> Result<String> {
     id(&stand.server.api().post(&volumes(), body).await?.ok()?)
 }
 
@@ -71,7 +71,7 @@ async fn machine(stand: &Stand<'_>, script: &str, volume: &str) -> Result<Machin
 }
 
 /// Takes a snapshot, and gives it once it is there.
-async fn snapshot(stand: &Stand<'_>, volume: &str) -> Result<Value> {
+pub async fn snapshot(stand: &Stand<'_>, volume: &str) -> Result<Value> {
     let asked = stand.server.api().post(&snapshots(volume), json!({})).await?.ok()?;
     created(stand, volume, &id(&asked)?).await
 }

@@ -56,7 +56,12 @@ impl<'a> Stand<'a> {
     }
 }
 
+/// Whether the long forms of tests are left out, as `make test` does.
+pub fn is_short() -> bool {
+    std::env::var_os("CADDIS_SOAK").is_none()
+}
+
 /// How often something is repeated: `soak` times in `make soak`, else `usual`.
 pub fn rounds(usual: u32, soak: u32) -> u32 {
-    if std::env::var_os("CADDIS_SOAK").is_some() { soak } else { usual }
+    if is_short() { usual } else { soak }
 }
