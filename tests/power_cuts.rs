@@ -210,7 +210,7 @@ fn cut_everywhere(
 #[tokio::test]
 async fn whenever_the_power_is_cut_what_was_synced_to_a_volume_is_there() {
     on_a_host(async |host| {
-        let rows = rounds(3, 100) as usize;
+        let rows = rounds(3, 20) as usize;
         let driver = host.qemu(NONE);
         let machine = machine(host, &driver)?;
         for (name, secret, journal) in [("vol_plain", false, "delete"), ("vol_secret", true, "wal")]

@@ -2,6 +2,8 @@
 //! them, and what is left when a server is killed meanwhile.
 
 use std::{
+    collections::BTreeSet,
+    fs,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -126,7 +128,7 @@ fn check_file_system(stand: &Stand<'_>, host: &Host, volume: &str) -> Result<()>
     ensure!(!told.contains("recovering journal"), "{told}");
     let features = run(["dumpe2fs", "-h", words(&raw).as_str()])?;
     ensure!(!features.contains("needs_recovery"), "{features}");
-    Ok(std::fs::remove_file(raw)?)
+    Ok(fs::remove_file(raw)?)
 }
 
 /// Nothing has the files of volumes open but VMs: no program of the server is left.
@@ -298,4 +300,96 @@ async fn a_start_does_not_wait_for_a_snapshot_of_its_volume() -> Result<()> {
     assert_eq!(owner.shell("ls /data/random").await?, "/data/random\n");
     until_only_vms(&stand).await?;
     owner.destroy().await
+}
+
+/// The chunks in a server's store.
+fn chunks(stand: &Stand<'_>) -> Result<BTreeSet<PathBuf>> {
+    let store = stand.server.data_directory().join("snapshots").display().to_string();
+    let found = run(["find", &store, "-path", "*/chunks/*", "-type", "f"])?;
+    Ok(found.lines().map(PathBuf::from).collect())
+}
+
+/// Puts something else in the place of a chunk, in one step.
+fn replace(chunk: &Path, contents: &[u8]) -> Result<()> {
+    let beside = chunk.with_extension("new");
+    fs::write(&beside, contents)?;
+    if chunk.is_dir() {
+        fs::remove_dir(chunk)?;
+    }
+    Ok(fs::rename(&beside, chunk)?)
+}
+
+#[tokio::test]
+async fn a_machine_that_reads_a_damaged_chunk_stands_still_and_reads_no_garbage() -> Result<()> {
+    let host = Host::new().await?;
+    let stand = Stand::new(&host).await?;
+    let volume = begin(&stand, json!({ "name": "data", "size_gb": 1 })).await?;
+    let owner = machine(&stand, IDLE, &volume).await?;
+    let write = |name: &str| {
+        format!(
+            "dd if=/dev/urandom of=/data/{name} bs=1M count=8 2>/dev/null; sync; \
+             md5sum </data/{name}"
+        )
+    };
+    let whole = owner.shell(&write("whole")).await?;
+    let first = id(&snapshot(&stand, &volume).await?)?;
+    let before = chunks(&stand)?;
+    let sum = owner.shell(&write("damaged")).await?;
+    let second = id(&snapshot(&stand, &volume).await?)?;
+    // Of what can't be compressed: contents of the second file and nothing else.
+    let is_full = |path: &&PathBuf| fs::metadata(path).is_ok_and(|file| file.len() > 256 << 10);
+    let chunk = chunks(&stand)?.difference(&before).find(is_full).cloned().context("a chunk")?;
+    let contents = fs::read(&chunk)?;
+
+    // What can't be read for now is waited for, so that a machine has the volume before it is
+    // known that the chunk is damaged.
+    fs::remove_file(&chunk)?;
+    fs::create_dir(&chunk)?;
+    let restored = begin(&stand, json!({ "name": "copy", "snapshot_id": second })).await?;
+    let reader = machine(&stand, IDLE, &restored).await?;
+    let read = "(md5sum </data/damaged >/tmp/sum 2>&1; echo $? >/tmp/code) >/dev/null 2>&1 &";
+    reader.shell(read).await?;
+    let mut damaged = contents.clone();
+    if let Some(byte) = damaged.last_mut() {
+        *byte ^= 1;
+    }
+    replace(&chunk, &damaged)?;
+
+    let shown = until(&stand, &reader.path(""), |shown| shown["host_status"] == "unknown").await?;
+    ensure!(shown["state"] == "started" && shown["host_status_reason"] == "disk_error", "{shown}");
+    let path = format!("{}/{restored}", volumes());
+    let names_it = |error: &Value| {
+        error.as_str().is_some_and(|text| text.contains(&second) && text.contains("damaged"))
+    };
+    let shown = until(&stand, &path, |shown| names_it(&shown["operation"]["error"])).await?;
+    ensure!(shown["state"] == "hydrating", "{shown}");
+    let events = format!("{}?limit=50", reader.path("/events"));
+    until(&stand, &events, |events| {
+        let mut events = events.as_array().into_iter().flatten();
+        events.any(|event| event["type"] == "volume" && names_it(&event["details"]["message"]))
+    })
+    .await?;
+
+    // Nobody else notices.
+    assert_eq!(
+        owner.shell("md5sum </data/whole; md5sum </data/damaged").await?,
+        whole.clone() + &sum
+    );
+    let other = begin(&stand, json!({ "name": "other", "snapshot_id": first })).await?;
+    let beside = machine(&stand, IDLE, &other).await?;
+    assert_eq!(beside.shell("md5sum </data/whole").await?, whole);
+    until_volume(&stand, &other, "created").await?;
+    // It is let go on now and then, and stands still again.
+    until(&stand, &reader.path(""), |shown| shown["host_status"] == "unknown").await?;
+
+    // Whoever has the chunk elsewhere puts it back.
+    replace(&chunk, &contents)?;
+    until(&stand, &reader.path(""), |shown| shown["host_status"] == "ok").await?;
+    until_volume(&stand, &restored, "created").await?;
+    let read = "while [ ! -e /tmp/code ]; do sleep 0.1; done; cat /tmp/code /tmp/sum";
+    assert_eq!(reader.shell(read).await?, format!("0\n{sum}"));
+    for machine in [owner, reader, beside] {
+        machine.destroy().await?;
+    }
+    Ok(())
 }

@@ -52,7 +52,7 @@ pub struct Machine {
     #[serde(default = "ok", skip_serializing_if = "String::is_empty")]
     pub host_status: String,
     /// Why `host_status` is not `ok`: `guest_silent` (its init does not answer), `disk_full` or
-    /// `disk_error` (the VM is paused until its disk can be written). Caddis extension.
+    /// `disk_error` (the VM is paused until its disk can be used). Caddis extension.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_status_reason: Option<String>,
     /// Taken out of routing.

@@ -1,4 +1,4 @@
-//! VMs that stand still because their disk can't be written: shown, and let go on as soon as there
+//! VMs that stand still because their disk can't be used: shown, and let go on as soon as there
 //! is room. Nothing tells when there is, so it is looked at, but only while a VM waits for it.
 
 use std::time::Duration;
@@ -45,7 +45,8 @@ fn explain(pause: Pause) -> &'static str {
              nothing is lost"
         }
         Pause::DiskError => {
-            "the host can't write the machine's disk: the machine is paused until it can"
+            "the host can't read or write the machine's disk: the machine is paused until it \
+             can"
         }
     }
 }
@@ -88,7 +89,7 @@ impl Owner {
                 self.paused = None;
                 self.calm_at = Some(self.shared.clock.now());
                 tracing::info!(machine = %self.row.id, "machine continues");
-                let message = "the machine continues: its disk can be written";
+                let message = "the machine continues: its disk can be used";
                 let request = json!({ "host_status": "ok", "message": message, "level": "info" });
                 self.tell_pause(state, request).await;
             }

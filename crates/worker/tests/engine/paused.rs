@@ -24,7 +24,7 @@ async fn a_machine_that_stands_still_shows_why_refuses_what_needs_its_guest_and_
     let fixture = Fixture::new().await;
     for (pause, reason, says) in [
         (Pause::DiskFull, "disk_full", "disk of the host is full"),
-        (Pause::DiskError, "disk_error", "can't write"),
+        (Pause::DiskError, "disk_error", "can't read or write"),
     ] {
         fixture.host.set_faults(Faults { disk_stays_full: true, ..Faults::default() });
         let machine = fixture.started().await;
