@@ -27,6 +27,7 @@ mod mounts;
 mod names;
 mod neighbours;
 mod network;
+mod policies;
 mod power_cuts;
 mod programs;
 mod qmp;

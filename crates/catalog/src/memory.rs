@@ -5,7 +5,9 @@ mod rows;
 use std::net::IpAddr;
 
 use async_trait::async_trait;
-use caddis_api::{MachineId, PolicyId, RegionCode, UnixMillis, VolumeId, WorkerId, app::Organization};
+use caddis_api::{
+    MachineId, PolicyId, RegionCode, UnixMillis, VolumeId, WorkerId, app::Organization,
+};
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::watch;
 
@@ -14,8 +16,8 @@ use crate::{
     TokenScope, VolumePlacement,
     store::{
         AddressConflict, AddressRow, AppConflict, AppRow, NetworkRow, NewNetwork,
-        PlacementConflict, PlacementRow, PolicyConflict, PolicyRow, RequestLease, RequestRow, Store, Stored, TokenRow,
-        VolumeConflict, VolumeRow,
+        PlacementConflict, PlacementRow, PolicyConflict, PolicyRow, RequestLease, RequestRow,
+        Store, Stored, TokenRow, VolumeConflict, VolumeRow,
     },
 };
 

@@ -3,7 +3,8 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use caddis_api::{
-    AppName, MachineId, NetworkName, PolicyId, RegionCode, UnixMillis, VolumeId, WorkerId, app::Organization,
+    AppName, MachineId, NetworkName, PolicyId, RegionCode, UnixMillis, VolumeId, WorkerId,
+    app::Organization,
 };
 use ipnet::IpNet;
 

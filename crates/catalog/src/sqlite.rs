@@ -22,7 +22,9 @@ use std::{
 };
 
 use async_trait::async_trait;
-use caddis_api::{MachineId, PolicyId, RegionCode, UnixMillis, VolumeId, WorkerId, app::Organization};
+use caddis_api::{
+    MachineId, PolicyId, RegionCode, UnixMillis, VolumeId, WorkerId, app::Organization,
+};
 use caddis_disk::Reserve;
 use rusqlite::{Connection, params};
 use tokio::sync::watch;
@@ -31,8 +33,8 @@ use crate::{
     Address, AppQuery, AppRecord, Placement, StoredResponse, TokenRecord, VolumePlacement,
     store::{
         AddressConflict, AddressRow, AppConflict, AppRow, NetworkRow, NewNetwork,
-        PlacementConflict, PlacementRow, PolicyConflict, PolicyRow, RequestLease, RequestRow, Store, Stored, TokenRow,
-        VolumeConflict, VolumeRow,
+        PlacementConflict, PlacementRow, PolicyConflict, PolicyRow, RequestLease, RequestRow,
+        Store, Stored, TokenRow, VolumeConflict, VolumeRow,
     },
 };
 

@@ -13,7 +13,8 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use async_trait::async_trait;
 use caddis_api::{
-    AppName, MachineId, NetworkName, PolicyId, RegionCode, UnixMillis, VolumeId, WorkerId, app::Organization,
+    AppName, MachineId, NetworkName, PolicyId, RegionCode, UnixMillis, VolumeId, WorkerId,
+    app::Organization,
 };
 use tokio::sync::watch;
 

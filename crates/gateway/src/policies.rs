@@ -12,6 +12,7 @@ use std::{collections::HashMap, net::IpAddr, sync::Arc, time::Duration};
 
 use caddis_api::{
     ApiError, WorkerId,
+    platform::HostState,
     policies::{
         PolicyDirection, PolicyDns, PolicyPeer, PolicyRule, PolicySelector, PutPolicyRequest,
     },
@@ -58,8 +59,7 @@ impl Document {
     /// 500 when it can't be read.
     pub fn read(record: &PolicyRecord) -> Result<Self, ApiError> {
         let failed = |error| format!("network policy {} can't be read: {error}", record.id);
-        serde_json::from_str(&record.document)
-            .map_err(|error| ApiError::internal(failed(error)))
+        serde_json::from_str(&record.document).map_err(|error| ApiError::internal(failed(error)))
     }
 }
 
@@ -126,12 +126,18 @@ pub(crate) async fn tell_all(context: &Context) -> Result<(), ApiError> {
 
 /// Whether all were told, and what one of them says against the policies.
 async fn tell_each(context: &Context) -> (bool, Result<(), ApiError>) {
-    let hosts = context.view.hosts().all();
-    let told = hosts.into_iter().map(|(worker, _)| async move {
+    let (silent, heard): (Vec<_>, Vec<_>) = context
+        .view
+        .hosts()
+        .all()
+        .into_iter()
+        .partition(|(_, host)| host.state == HostState::Unreachable);
+    let told = heard.into_iter().map(|(worker, _)| async move {
         let outcome = tell(context, &worker).await;
         (worker, outcome)
     });
-    let (mut all, mut refused) = (true, Ok(()));
+    // Those that are silent are not waited for.
+    let (mut all, mut refused) = (silent.is_empty(), Ok(()));
     for (worker, outcome) in join_all(told).await {
         let Err(error) = outcome else { continue };
         all = false;
@@ -183,8 +189,7 @@ struct Known {
 /// The policies of all apps as workers are told them.
 async fn wanted(context: &Context) -> Result<Vec<AppPolicies>, ApiError> {
     let records = context.catalog.policies().await?;
-    let documents: Vec<_> =
-        records.iter().map(Document::read).collect::<Result<_, ApiError>>()?;
+    let documents: Vec<_> = records.iter().map(Document::read).collect::<Result<_, ApiError>>()?;
     let mut rules = documents.iter().flat_map(|document| &document.rules);
     let known = if rules.any(|rule| rule.peers().is_some_and(|peers| peers.iter().any(names_app))) {
         Known {

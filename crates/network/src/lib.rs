@@ -58,7 +58,7 @@ pub use guard::Disturbances;
 pub use installation::RUN_DIRECTORY;
 pub use names::{Found, LONGEST_TEXT, Names};
 pub use network::{Cleaned, Network, NetworkConfig, guest_spec};
-pub use policies::{AllowedPort, Allowance, MachinePolicy};
+pub use policies::{Allowance, AllowedPort, MachinePolicy};
 pub use public::PublicAddresses;
 use serde::{Deserialize, Serialize};
 

@@ -108,7 +108,7 @@ fn generation(chain: &str) -> Option<u64> {
 }
 
 /// What is there whatever the policies are.
-fn base() -> String {
+pub(crate) fn base() -> String {
     format!(
         r#"
 table inet {TABLE} {{
@@ -227,10 +227,7 @@ fn peer_matches(direction: Direction, peers: Option<&[IpNet]>) -> Vec<String> {
     // Intervals of a set must not overlap.
     let v4: Vec<_> = peers.iter().filter_map(v4).collect();
     let v6: Vec<_> = peers.iter().filter_map(v6).collect();
-    let lists = [
-        ("ip", list(Ipv4Net::aggregate(&v4))),
-        ("ip6", list(Ipv6Net::aggregate(&v6))),
-    ];
+    let lists = [("ip", list(Ipv4Net::aggregate(&v4))), ("ip6", list(Ipv6Net::aggregate(&v6)))];
     let lists = lists.into_iter().filter(|(_, list)| !list.is_empty());
     lists.map(|(family, list)| format!("ct original {family} {end} {{ {list} }} ")).collect()
 }
@@ -277,8 +274,10 @@ fn port_matches(ports: Option<&[AllowedPort]>) -> Vec<String> {
     let numbers = |wanted: fn(&AllowedPort) -> Option<Option<u16>>| {
         ports.iter().filter_map(wanted).collect::<Vec<_>>()
     };
-    let tcp = numbers(|port| if let AllowedPort::Tcp(number) = port { Some(*number) } else { None });
-    let udp = numbers(|port| if let AllowedPort::Udp(number) = port { Some(*number) } else { None });
+    let tcp =
+        numbers(|port| if let AllowedPort::Tcp(number) = port { Some(*number) } else { None });
+    let udp =
+        numbers(|port| if let AllowedPort::Udp(number) = port { Some(*number) } else { None });
     let icmp = ports.contains(&AllowedPort::Icmp);
     let icmp = icmp.then(|| "meta l4proto { icmp, ipv6-icmp } ".to_owned());
     [of("tcp", tcp), of("udp", udp), icmp].into_iter().flatten().collect()

@@ -241,6 +241,11 @@ impl FakeNetwork {
         self.policies.lock().clone()
     }
 
+    /// As by a reboot of the host.
+    pub fn lose_policies(&self) {
+        self.policies.lock().clear();
+    }
+
     /// Has policies be refused, or no longer.
     pub fn refuse_policies(&self, refused: bool) {
         self.refuses_policies.store(refused, Ordering::Relaxed);

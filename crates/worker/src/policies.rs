@@ -15,7 +15,7 @@ use caddis_api::{
     policies::{PolicyPort, PolicyProtocol, PolicySelector},
 };
 use caddis_bus::message::{self, AppPolicies, Policy, WorkerReply, WorkerResult};
-use caddis_network::{AllowedPort, Allowance, MachineAddresses, MachinePolicy};
+use caddis_network::{Allowance, AllowedPort, MachineAddresses, MachinePolicy};
 use parking_lot::Mutex;
 
 use crate::{WorkerError, engine::Shared, row::MachineRow};
@@ -143,9 +143,7 @@ fn selects(selector: &PolicySelector, id: &MachineId, machine: &Selectable) -> b
     let has_all = |wanted: &BTreeMap<String, String>| {
         wanted.iter().all(|(key, value)| machine.metadata.get(key) == Some(value))
     };
-    any_is_given
-        && machines.as_ref().is_none_or(is_named)
-        && metadata.as_ref().is_none_or(has_all)
+    any_is_given && machines.as_ref().is_none_or(is_named) && metadata.as_ref().is_none_or(has_all)
 }
 
 /// What a machine may do that these select: all that any of them allows.
@@ -242,7 +240,8 @@ mod tests {
             policy(Some(vec![allow(80), allow(22)]), false),
         );
         let all = joined(addresses.clone(), &[&one, &two, &policy(None, true)]);
-        let ports: Vec<_> = all.egress.unwrap().into_iter().flat_map(|it| it.ports.unwrap()).collect();
+        let ports: Vec<_> =
+            all.egress.unwrap().into_iter().flat_map(|it| it.ports.unwrap()).collect();
         assert_eq!(ports, [22, 80, 443].map(|port| AllowedPort::Tcp(Some(port))));
         assert_eq!((all.ingress, all.dns), (None, false));
         let nothing = joined(addresses, &[&policy(None, true)]);

@@ -33,9 +33,8 @@ impl PutPolicyRequest {
                 "invalid name, use 1 to {MAX_POLICY_NAME} letters, digits, '-', '_' and '.'"
             )));
         }
-        let missing = || {
-            ApiError::invalid("invalid selector, it is required: use all, machines or metadata")
-        };
+        let missing =
+            || ApiError::invalid("invalid selector, it is required: use all, machines or metadata");
         check_selector(self.selector.as_ref().ok_or_else(missing)?)?;
         if !(1..=MAX_POLICY_RULES).contains(&self.rules.len()) {
             return Err(ApiError::invalid(format!(
@@ -150,9 +149,7 @@ fn check_peer(place: &str, peer: &PolicyPeer) -> Result<(), ApiError> {
             named.map_err(|error| ApiError::invalid(format!("invalid {place}.app, {error}")))
         }
         (None, None, Some(network)) if !network.is_empty() => Ok(()),
-        _ => Err(ApiError::invalid(format!(
-            "invalid {place}, give one of cidr, app and network"
-        ))),
+        _ => Err(ApiError::invalid(format!("invalid {place}, give one of cidr, app and network"))),
     }
 }
 
@@ -246,7 +243,10 @@ mod tests {
             (json!({ "action": "deny" }), "expected `allow`"),
             (json!({ "direction": "in" }), "expected `ingress` or `egress`"),
             (json!({ "ports": [] }), "invalid rules[0].ports, it is empty"),
-            (json!({ "ports": [{ "protocol": "tcp", "port": 0 }] }), "rules[0].ports[0].port, must"),
+            (
+                json!({ "ports": [{ "protocol": "tcp", "port": 0 }] }),
+                "rules[0].ports[0].port, must",
+            ),
             (json!({ "ports": [{ "protocol": "icmp", "port": 8 }] }), "icmp has no ports"),
             (json!({ "ports": [{ "protocol": "sctp" }] }), "unknown variant `sctp`"),
             (json!({ "to": [] }), "invalid rules[0].to, it is empty"),

@@ -7,9 +7,8 @@ use caddis_api::{MachineId, PolicyId, app::Organization};
 use crate::{
     Address, AppQuery, AppRecord, AppState, PERSONAL, Placement, PrivateNetwork, VolumePlacement,
     store::{
-        AddressConflict, AddressRow, AppRow, NewNetwork, PlacementConflict, PlacementRow, PolicyConflict,
-        PolicyRow,
-        RequestRow, TokenRow, VolumeRow,
+        AddressConflict, AddressRow, AppRow, NewNetwork, PlacementConflict, PlacementRow,
+        PolicyConflict, PolicyRow, RequestRow, TokenRow, VolumeRow,
     },
 };
 
@@ -207,7 +206,11 @@ impl Rows {
     }
 
     /// Inserts a policy, or replaces the one of its id.
-    pub(super) fn put_policy(&mut self, row: PolicyRow, is_new: bool) -> Result<(), PolicyConflict> {
+    pub(super) fn put_policy(
+        &mut self,
+        row: PolicyRow,
+        is_new: bool,
+    ) -> Result<(), PolicyConflict> {
         if !self.is_active(row.app) {
             return Err(PolicyConflict::App);
         }

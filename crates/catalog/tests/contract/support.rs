@@ -19,8 +19,8 @@ use caddis_catalog::{
     TokenRecord, VolumePlacement, WantedAddress,
     store::{
         AddressConflict, AddressRow, AppConflict, AppRow, NetworkRow, NewNetwork,
-        PlacementConflict, PlacementRow, PolicyConflict, PolicyRow, RequestLease, RequestRow, Store, Stored, TokenRow,
-        VolumeConflict, VolumeRow,
+        PlacementConflict, PlacementRow, PolicyConflict, PolicyRow, RequestLease, RequestRow,
+        Store, Stored, TokenRow, VolumeConflict, VolumeRow,
     },
 };
 use tokio::sync::watch;

@@ -8,7 +8,7 @@ use axum::{
 use caddis_api::{
     ApiError, ErrorCode, PolicyId,
     error::ErrorBody,
-    policies::{NetworkPolicy, PolicyPeer, PutPolicyRequest},
+    policies::{NetworkPolicy, PolicyPeer, PolicySelector, PutPolicyRequest},
     time,
     validate::check_policy_id,
 };
@@ -26,6 +26,9 @@ use crate::{
     },
     policies::{Document, tell_all},
 };
+
+/// Most bytes of what a policy says: hosts are told all policies at once.
+const MAX_POLICY_BYTES: usize = 16 << 10;
 
 fn show(record: PolicyRecord) -> Result<NetworkPolicy, ApiError> {
     let Document { selector, rules, dns } = Document::read(&record)?;
@@ -96,12 +99,18 @@ pub(crate) async fn put(
         None => None,
     };
     check_machines(&context, &app, &request, former.as_ref()).await?;
-    for (rule, peers) in request.rules.iter().enumerate().map(|(at, rule)| (at, rule.peers())) {
-        for peer in peers.unwrap_or_default() {
-            check_peer(&context, &caller, &found, (rule, peer)).await?;
+    for (index, rule) in request.rules.iter().enumerate() {
+        for peer in rule.peers().unwrap_or_default() {
+            check_peer(&context, &caller, &found, (index, peer)).await?;
         }
     }
     let document = serde_json::to_string(&Document::of(&request)).map_err(ApiError::internal)?;
+    if document.len() > MAX_POLICY_BYTES {
+        return Err(ApiError::invalid(format!(
+            "invalid policy, selector and rules cannot exceed {MAX_POLICY_BYTES} bytes of JSON"
+        ))
+        .into());
+    }
     let what = (&*request.name, &*document);
     let record = context.catalog.put_policy(&found.name, id.as_ref(), what).await?;
     tell_all(&context).await?;
@@ -115,10 +124,12 @@ async fn check_machines(
     request: &PutPolicyRequest,
     former: Option<&NetworkPolicy>,
 ) -> Result<(), ApiError> {
-    let named = request.selector.iter().filter_map(|selector| selector.machines.as_ref());
-    for machine in named.flatten() {
-        let known = former.and_then(|former| former.selector.machines.as_ref());
-        if known.is_some_and(|known| known.contains(machine)) {
+    let Some(PolicySelector { machines: Some(named), .. }) = &request.selector else {
+        return Ok(());
+    };
+    let known = former.and_then(|former| former.selector.machines.as_deref()).unwrap_or_default();
+    for machine in named {
+        if known.contains(machine) {
             continue;
         }
         match app.machine(context, &machine.id).await {

@@ -15,7 +15,7 @@ use tempfile::TempDir;
 
 use super::{Place, on_a_host, run};
 use crate::{
-    AllowedPort, Allowance, DNS, GATEWAY_V4, GATEWAY_V6, HOST_V4, HOST_V6, MachineAddresses,
+    Allowance, AllowedPort, DNS, GATEWAY_V4, GATEWAY_V6, HOST_V4, HOST_V6, MachineAddresses,
     MachinePolicy, Network, links::Links, namespace::Namespace,
 };
 
@@ -29,7 +29,7 @@ const OTHER_PORT: u16 = 7001;
 
 const WORLD: [&str; 2] = ["203.0.113.2", "2001:db8:1::2"];
 const LAN: [&str; 2] = ["192.168.7.2", "fd07::2"];
-const METADATA: [&str; 2] = ["169.254.169.254", "fe80::a9fe"];
+const METADATA: &str = "169.254.169.254";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Protocol {
@@ -143,8 +143,7 @@ fn echo_socket(to: IpAddr) -> io::Result<UdpSocket> {
         IpAddr::V4(_) => (AddressFamily::Inet, SockProtocol::Icmp),
         IpAddr::V6(_) => (AddressFamily::Inet6, SockProtocol::IcmpV6),
     };
-    let descriptor: OwnedFd =
-        socket(family, SockType::Datagram, SockFlag::SOCK_CLOEXEC, protocol)?;
+    let descriptor: OwnedFd = socket(family, SockType::Datagram, SockFlag::SOCK_CLOEXEC, protocol)?;
     Ok(descriptor.into())
 }
 
@@ -195,7 +194,8 @@ fn outside(place: &TempDir) -> Namespace {
         "ip link add world type veth peer name far; ip link set far netns {}; \
          ip link set world up; sysctl -q net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1; \
          ip address add 203.0.113.1/24 dev world; ip address add 192.168.7.1/24 dev world; \
-         ip address add 2001:db8:1::1/64 dev world nodad; ip address add fd07::1/64 dev world nodad; \
+         ip address add 2001:db8:1::1/64 dev world nodad; \
+         ip address add fd07::1/64 dev world nodad; \
          ip route add 169.254.169.254 via 203.0.113.2",
         place.path().join("world").display()
     ));
@@ -256,7 +256,7 @@ impl Scene {
             "2001:db8:1::1".to_owned(),
             LAN[0].to_owned(),
             LAN[1].to_owned(),
-            METADATA[0].to_owned(),
+            METADATA.to_owned(),
         ];
         for address in others {
             self.first.expect(&address, port, never);
@@ -464,9 +464,8 @@ fn the_name_server_is_refused_where_a_policy_says_so() {
     on_a_host(async || {
         let scene = Scene::new().await;
         let dns = DNS.to_string();
-        let asks = |machine: &Machine, patience: Duration| {
-            machine.connect(&dns, 53, patience).is_ok()
-        };
+        let asks =
+            |machine: &Machine, patience: Duration| machine.connect(&dns, 53, patience).is_ok();
         let mut policy = scene.first.policy();
         policy.egress = Some(Vec::new());
         scene.set(vec![policy.clone()]).await;

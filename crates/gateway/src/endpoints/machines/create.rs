@@ -26,7 +26,7 @@ use crate::{
         idempotency::RequestId,
         responses::{BadBody, NoApp},
     },
-    scheduler,
+    policies, scheduler,
 };
 
 /// Hosts tried when one after the other turns out to be full after all.
