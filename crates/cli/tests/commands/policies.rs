@@ -72,7 +72,7 @@ async fn what_is_wrong_with_a_policy_is_said() {
     exit code 1
     ----- stderr -----
     Error: invalid rule '443'
-    Write it like tcp/443, tcp/443,udp/53@app:db or all@10.0.0.0/8,network:default.
+    Write it like tcp/443, tcp/443,udp/53@app:db or all@[IPV4]/8,network:default.
     ");
     let nobody = "network-policies create web -a shop --all --egress all@app:nobody";
     assert_snapshot!(stand.run(nobody).await, @"
