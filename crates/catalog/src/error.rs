@@ -91,8 +91,8 @@ pub enum CatalogError {
     AddressNotFound(IpAddr),
     /// Another policy of the app has this name.
     #[error(
-        "already_exists: the app has a network policy with the name \"{0}\"; to change it, send its \
-         id too"
+        "already_exists: the app has a network policy with the name \"{0}\"; to change it, send \
+         its id too"
     )]
     PolicyNameTaken(String),
     /// The app has no such policy.

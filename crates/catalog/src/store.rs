@@ -54,8 +54,8 @@ pub trait Store: Send + Sync + 'static {
     /// Marks an app for deletion unless it is marked. False when it is deleted. *Frees room.*
     async fn mark_app_deleting(&self, number: i32, at_ms: UnixMillis) -> Stored<bool>;
     /// Deletes an app that is marked and has neither a placement that is not released nor a volume
-    /// that is not deleted, its key, its addresses and its policies. False when it was not deleted by this.
-    /// *Frees room.*
+    /// that is not deleted, its key, its addresses and its policies. False when it was not deleted
+    /// by this. *Frees room.*
     async fn delete_app(&self, number: i32, at_ms: UnixMillis) -> Stored<bool>;
 
     /// A placement, released or not.

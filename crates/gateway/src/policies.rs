@@ -8,7 +8,7 @@
     reason = "what the server does by itself is done for no caller"
 )]
 
-use std::{collections::HashMap, net::IpAddr, sync::Arc, time::Duration};
+use std::{net::IpAddr, time::Duration};
 
 use caddis_api::{
     ApiError, WorkerId,
@@ -25,9 +25,8 @@ use caddis_catalog::{AppQuery, AppRecord, Placement, PolicyRecord};
 use caddis_view::Change;
 use futures::future::join_all;
 use ipnet::IpNet;
-use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Notify, broadcast, broadcast::error::RecvError};
+use tokio::sync::broadcast::{self, error::RecvError};
 
 use crate::http::{context::Context, errors::unexpected};
 
@@ -60,23 +59,6 @@ impl Document {
     pub fn read(record: &PolicyRecord) -> Result<Self, ApiError> {
         let failed = |error| format!("network policy {} can't be read: {error}", record.id);
         serde_json::from_str(&record.document).map_err(|error| ApiError::internal(failed(error)))
-    }
-}
-
-/// What each worker was told last; held while it is told.
-type OfWorker = Arc<tokio::sync::Mutex<Option<Vec<AppPolicies>>>>;
-
-/// What workers know.
-#[derive(Debug, Default)]
-pub(crate) struct Told {
-    workers: Mutex<HashMap<WorkerId, OfWorker>>,
-    /// All of them are to be told.
-    due: Notify,
-}
-
-impl Told {
-    fn of(&self, worker: &WorkerId) -> OfWorker {
-        self.workers.lock().entry(worker.clone()).or_default().clone()
     }
 }
 
@@ -164,9 +146,7 @@ pub(crate) async fn follow(context: Context, mut changes: broadcast::Receiver<Ch
         tokio::select! {
             change = changes.recv() => match change {
                 // It may be another process than before.
-                Ok(Change::Listed(worker)) => {
-                    context.policies.workers.lock().remove(&worker);
-                }
+                Ok(Change::Listed(worker)) => context.policies.forget(&worker),
                 Ok(Change::Host(_)) | Err(RecvError::Lagged(_)) => {}
                 Ok(_) => continue,
                 Err(RecvError::Closed) => return,

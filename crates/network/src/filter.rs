@@ -13,7 +13,6 @@ use crate::{
     DNS, HOST_V4, HOST_V6, NetworkError, TAP_PREFIX, UPLINK,
     flycast::{MASK, VALUE},
     namespace::Namespace,
-    policies,
 };
 
 pub(crate) const TABLE: &str = "caddis";
@@ -137,7 +136,7 @@ pub(crate) fn load(namespace: &Namespace, allowed: &[IpNet]) -> Result<(), Netwo
 /// # Errors
 /// [`NetworkError::Filter`] with what nft said.
 pub fn check_filter(allowed: &[IpNet]) -> Result<(), NetworkError> {
-    nft(&(ruleset(allowed) + &policies::base() + ALSO_NEEDED), &["--check", "-f", "-"]).map(drop)
+    nft(&(ruleset(allowed) + ALSO_NEEDED), &["--check", "-f", "-"]).map(drop)
 }
 
 /// What nft says, given a script, in the network namespace of the calling thread. Blocks.

@@ -108,7 +108,7 @@ fn generation(chain: &str) -> Option<u64> {
 }
 
 /// What is there whatever the policies are.
-pub(crate) fn base() -> String {
+fn base() -> String {
     format!(
         r#"
 table inet {TABLE} {{

@@ -12,8 +12,7 @@ use caddis_view::{Superseded, View, ViewSettings};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    http::{in_flight::InFlight, limits::Limits, underway::Underway},
-    policies::Told as ToldPolicies,
+    http::{in_flight::InFlight, limits::Limits, told::ToldPolicies, underway::Underway},
     regions::Regions,
     settings::{GatewayParts, Settings},
 };
