@@ -28,6 +28,7 @@ mod names;
 mod neighbours;
 mod network;
 mod postgres;
+mod policies;
 mod power_cuts;
 mod programs;
 mod qmp;

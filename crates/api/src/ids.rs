@@ -113,6 +113,11 @@ string_id! {
     SnapshotId
 }
 
+string_id! {
+    /// A network policy: `np_` and 16 of a-z and 0-9.
+    PolicyId
+}
+
 string_name! {
     /// Name of an app: unique in the installation among apps that are not deleted.
     AppName
@@ -167,13 +172,25 @@ impl FromStr for MachineId {
 #[error("invalid volume ID '{0}': it is 'vol_' and up to 40 of a-z and 0-9")]
 pub struct InvalidVolumeId(pub String);
 
+/// 16 of a-z and 0-9.
+fn random_letters() -> String {
+    const CHARACTERS: &[u8; 36] = b"abcdefghijklmnopqrstuvwxyz0123456789";
+    let mut rng = rand::rng();
+    let character = || char::from(CHARACTERS[rng.random_range(0..CHARACTERS.len())]);
+    std::iter::repeat_with(character).take(16).collect()
+}
+
 impl VolumeId {
     /// A new random id.
     pub fn random() -> Self {
-        const CHARACTERS: &[u8; 36] = b"abcdefghijklmnopqrstuvwxyz0123456789";
-        let mut rng = rand::rng();
-        let mut character = || char::from(CHARACTERS[rng.random_range(0..CHARACTERS.len())]);
-        Self(format!("vol_{}", std::iter::repeat_with(&mut character).take(16).collect::<String>()))
+        Self(format!("vol_{}", random_letters()))
+    }
+}
+
+impl PolicyId {
+    /// A new random id.
+    pub fn random() -> Self {
+        Self(format!("np_{}", random_letters()))
     }
 }
 

@@ -24,6 +24,7 @@ pub mod machine;
 pub mod names;
 pub mod organization;
 pub mod platform;
+pub mod policies;
 pub mod requests;
 pub mod signal;
 pub mod state;
@@ -40,8 +41,8 @@ pub use config::{MachineConfig, RawConfig};
 pub use duration::ApiDuration;
 pub use error::{ApiError, ErrorCode};
 pub use ids::{
-    AppName, EventId, LeaseNonce, MachineId, NetworkName, RegionCode, SnapshotId, VersionId,
-    VolumeId, WorkerId,
+    AppName, EventId, LeaseNonce, MachineId, NetworkName, PolicyId, RegionCode, SnapshotId,
+    VersionId, VolumeId, WorkerId,
 };
 pub use machine::Machine;
 pub use signal::{Signal, UnknownSignal};

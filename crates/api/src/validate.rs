@@ -9,11 +9,13 @@ mod checks;
 mod dns;
 mod http;
 mod mounts;
+mod policies;
 mod services;
 mod size;
 mod volumes;
 
 pub use checks::{MAX_CHECK_TIME, MAX_CHECKS, MIN_CHECK_INTERVAL};
+pub use policies::{MAX_POLICY_ITEMS, MAX_POLICY_NAME, MAX_POLICY_RULES, check_policy_id};
 pub use services::{MAX_PORTS, MAX_SERVICES};
 pub use size::{MAX_METADATA_BYTES, MAX_OTHER_BYTES};
 pub use volumes::{MAX_VOLUME_NAME, check_name as check_volume_name};

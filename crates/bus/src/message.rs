@@ -5,6 +5,7 @@
 //! there.
 
 mod offer;
+mod policies;
 mod record;
 mod reply;
 mod request;
@@ -20,6 +21,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 pub use self::{
     offer::{Offer, Question},
+    policies::{Allowance, AppPolicies, Policy},
     record::{Announcement, Delta, LARGE_CONFIG_BYTES, MachineRecord},
     reply::{VersionRecord, WorkerReply, WorkerResult},
     request::{Action, CreateMachine, UpdateMachine, WorkerRequest},

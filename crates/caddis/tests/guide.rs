@@ -128,6 +128,8 @@ const DOCS: &str = "
     Health_show Server_openapi Server_docs Platform_regions_get Platform_status
     Platform_placements_post Organizations_list Apps_create Apps_list Apps_show
     App_IPAssignments_create App_IPAssignments_list App_IPAssignments_delete Images_list
+    App_NetworkPolicies_put App_NetworkPolicies_list App_NetworkPolicies_show
+    App_NetworkPolicies_delete
     Volumes_create Volumes_get_by_id Volumes_list Volumes_org_list Volumes_update Volumes_extend
     createVolumeSnapshot Volumes_list_snapshots Volumes_get_snapshot Volumes_delete_snapshot
     Volume_delete Volumes_undelete
@@ -195,6 +197,9 @@ async fn the_commands_that_a_server_documents_itself_with_work() {
             };
             match id {
                 "Machines_create" => names.push(("148ed193b95389".to_owned(), field("id"))),
+                "App_NetworkPolicies_put" => {
+                    names.push(("np_4l2k8s0d7fj3n1qz".to_owned(), field("id")));
+                }
                 "Volumes_create" => {
                     let volume = field("id");
                     let until_there = format!(

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use caddis_api::{ApiError, AppName, ErrorCode, MachineId, VolumeId};
+use caddis_api::{ApiError, AppName, ErrorCode, MachineId, PolicyId, VolumeId};
 
 /// Why a store did not do what it was asked for.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -89,6 +89,21 @@ pub enum CatalogError {
     /// The app does not have the address.
     #[error("Could not find IP address {0}")]
     AddressNotFound(IpAddr),
+    /// Another policy of the app has this name.
+    #[error(
+        "already_exists: the app has a network policy with the name \"{0}\"; to change it, send \
+         its id too"
+    )]
+    PolicyNameTaken(String),
+    /// The app has no such policy.
+    #[error("Could not find network policy '{0}'")]
+    PolicyNotFound(PolicyId),
+    /// The app has as many policies as it can have.
+    #[error("the app has {most} network policies already, which is the most it can have")]
+    TooManyPolicies {
+        /// How many that are.
+        most: usize,
+    },
     /// No machine was ever placed under this id.
     #[error("machine {0} was never placed")]
     MachineNotFound(MachineId),
@@ -116,19 +131,22 @@ impl From<CatalogError> for ApiError {
         let code = match &error {
             CatalogError::OrganizationNotFound(_)
             | CatalogError::AppNotFound(_)
-            | CatalogError::AddressNotFound(_) => ErrorCode::NotFound,
+            | CatalogError::AddressNotFound(_)
+            | CatalogError::PolicyNotFound(_) => ErrorCode::NotFound,
             CatalogError::NetworkNotFound | CatalogError::AddressOutsidePool { .. } => {
                 ErrorCode::InvalidArgument
             }
-            CatalogError::AddressesExhausted { .. } => ErrorCode::Unprocessable,
+            CatalogError::AddressesExhausted { .. } | CatalogError::TooManyPolicies { .. } => {
+                ErrorCode::Unprocessable
+            }
             CatalogError::AppNameTaken => ErrorCode::NameTaken,
             CatalogError::AppInDeletion(_) | CatalogError::MachineReleased(_) => {
                 ErrorCode::FailedPrecondition
             }
             CatalogError::IdempotencyMismatch => ErrorCode::Unprocessable,
-            CatalogError::MachineNameTaken { .. } | CatalogError::AddressTaken(_) => {
-                ErrorCode::AlreadyExists
-            }
+            CatalogError::MachineNameTaken { .. }
+            | CatalogError::AddressTaken(_)
+            | CatalogError::PolicyNameTaken(_) => ErrorCode::AlreadyExists,
             CatalogError::RequestHasMachine { .. } | CatalogError::MachineMoved { .. } => {
                 ErrorCode::Aborted
             }

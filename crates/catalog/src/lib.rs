@@ -28,7 +28,8 @@ pub use memory::MemoryStore;
 pub use records::{
     Access, Address, AddressKind, AddressPool, AppPage, AppQuery, AppRecord, AppState,
     IdempotencyState, KeyedRequest, NewAddress, NewApp, NewPlacement, NewVolume, Placement,
-    PrivateNetwork, StoredResponse, TokenRecord, TokenScope, VolumePlacement, WantedAddress,
+    PolicyRecord, PrivateNetwork, StoredResponse, TokenRecord, TokenScope, VolumePlacement,
+    WantedAddress,
 };
 pub use rules::{Catalog, Clock, REQUEST_LEASE, REQUEST_RETENTION};
 pub use sqlite::{SqliteError, SqliteStore};

@@ -5,7 +5,9 @@ mod rows;
 use std::net::IpAddr;
 
 use async_trait::async_trait;
-use caddis_api::{MachineId, RegionCode, UnixMillis, VolumeId, WorkerId, app::Organization};
+use caddis_api::{
+    MachineId, PolicyId, RegionCode, UnixMillis, VolumeId, WorkerId, app::Organization,
+};
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::watch;
 
@@ -14,8 +16,8 @@ use crate::{
     TokenScope, VolumePlacement,
     store::{
         AddressConflict, AddressRow, AppConflict, AppRow, NetworkRow, NewNetwork,
-        PlacementConflict, PlacementRow, RequestLease, RequestRow, Store, Stored, TokenRow,
-        VolumeConflict, VolumeRow,
+        PlacementConflict, PlacementRow, PolicyConflict, PolicyRow, RequestLease, RequestRow,
+        Store, Stored, TokenRow, VolumeConflict, VolumeRow,
     },
 };
 
@@ -132,6 +134,7 @@ impl Store for MemoryStore {
         app.deleted |= deleted;
         if deleted {
             rows.addresses.retain(|row| row.app != number);
+            rows.policies.retain(|row| row.app != number);
             drop(rows);
             self.raise_address_changes();
         }
@@ -260,6 +263,22 @@ impl Store for MemoryStore {
 
     fn addresses_changed(&self) -> watch::Receiver<u64> {
         self.address_changes.subscribe()
+    }
+
+    async fn policies(&self, app: Option<i32>) -> Stored<Vec<PolicyRow>> {
+        Ok(self.rows().policies(app))
+    }
+
+    async fn insert_policy(&self, row: PolicyRow) -> Stored<Result<(), PolicyConflict>> {
+        Ok(self.rows().put_policy(row, true))
+    }
+
+    async fn replace_policy(&self, row: PolicyRow) -> Stored<Result<(), PolicyConflict>> {
+        Ok(self.rows().put_policy(row, false))
+    }
+
+    async fn delete_policy(&self, app: i32, id: &PolicyId) -> Stored<bool> {
+        Ok(self.rows().delete_policy(app, id))
     }
 
     async fn note_request(

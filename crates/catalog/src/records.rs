@@ -3,7 +3,8 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use caddis_api::{
-    AppName, MachineId, NetworkName, RegionCode, UnixMillis, VolumeId, WorkerId, app::Organization,
+    AppName, MachineId, NetworkName, PolicyId, RegionCode, UnixMillis, VolumeId, WorkerId,
+    app::Organization,
 };
 use ipnet::IpNet;
 
@@ -254,6 +255,25 @@ pub struct AddressPool {
     pub prefixes: Vec<IpNet>,
     /// Addresses within them that are not given.
     pub reserved: Vec<IpAddr>,
+}
+
+/// A network policy of an app.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PolicyRecord {
+    /// Its id.
+    pub id: PolicyId,
+    /// Name of the app.
+    pub app: AppName,
+    /// The app's organization.
+    pub organization: Organization,
+    /// Its name, unique in the app.
+    pub name: String,
+    /// What it says, as it was given.
+    pub document: String,
+    /// When it was made.
+    pub created_at: UnixMillis,
+    /// When it was last changed.
+    pub updated_at: UnixMillis,
 }
 
 /// A request that came with a key of its client, so that it may be sent again.

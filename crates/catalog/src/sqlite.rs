@@ -6,6 +6,7 @@ mod apps;
 mod copy;
 mod error;
 mod placements;
+mod policies;
 mod requests;
 mod schema;
 #[cfg(test)]
@@ -21,7 +22,9 @@ use std::{
 };
 
 use async_trait::async_trait;
-use caddis_api::{MachineId, RegionCode, UnixMillis, VolumeId, WorkerId, app::Organization};
+use caddis_api::{
+    MachineId, PolicyId, RegionCode, UnixMillis, VolumeId, WorkerId, app::Organization,
+};
 use caddis_disk::Reserve;
 use rusqlite::{Connection, params};
 use tokio::sync::watch;
@@ -30,8 +33,8 @@ use crate::{
     Address, AppQuery, AppRecord, Placement, StoredResponse, TokenRecord, VolumePlacement,
     store::{
         AddressConflict, AddressRow, AppConflict, AppRow, NetworkRow, NewNetwork,
-        PlacementConflict, PlacementRow, RequestLease, RequestRow, Store, Stored, TokenRow,
-        VolumeConflict, VolumeRow,
+        PlacementConflict, PlacementRow, PolicyConflict, PolicyRow, RequestLease, RequestRow,
+        Store, Stored, TokenRow, VolumeConflict, VolumeRow,
     },
 };
 
@@ -236,6 +239,24 @@ impl Store for SqliteStore {
 
     fn addresses_changed(&self) -> watch::Receiver<u64> {
         self.address_changes.subscribe()
+    }
+
+    async fn policies(&self, app: Option<i32>) -> Stored<Vec<PolicyRow>> {
+        self.owner.run("list network policies", move |c| policies::list(c, app)).await
+    }
+
+    async fn insert_policy(&self, row: PolicyRow) -> Stored<Result<(), PolicyConflict>> {
+        self.owner.run("make a network policy", move |c| policies::insert(c, &row)).await
+    }
+
+    async fn replace_policy(&self, row: PolicyRow) -> Stored<Result<(), PolicyConflict>> {
+        self.owner.run("change a network policy", move |c| policies::replace(c, &row)).await
+    }
+
+    async fn delete_policy(&self, app: i32, id: &PolicyId) -> Stored<bool> {
+        let id = id.clone();
+        let delete = move |c: &mut Connection| policies::delete(c, app, &id);
+        self.owner.run_anyway("delete a network policy", delete).await
     }
 
     async fn note_request(

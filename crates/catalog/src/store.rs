@@ -13,7 +13,8 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use async_trait::async_trait;
 use caddis_api::{
-    AppName, MachineId, NetworkName, RegionCode, UnixMillis, VolumeId, WorkerId, app::Organization,
+    AppName, MachineId, NetworkName, PolicyId, RegionCode, UnixMillis, VolumeId, WorkerId,
+    app::Organization,
 };
 use tokio::sync::watch;
 
@@ -53,8 +54,8 @@ pub trait Store: Send + Sync + 'static {
     /// Marks an app for deletion unless it is marked. False when it is deleted. *Frees room.*
     async fn mark_app_deleting(&self, number: i32, at_ms: UnixMillis) -> Stored<bool>;
     /// Deletes an app that is marked and has neither a placement that is not released nor a volume
-    /// that is not deleted, its key and its addresses. False when it was not deleted by this.
-    /// *Frees room.*
+    /// that is not deleted, its key, its addresses and its policies. False when it was not deleted
+    /// by this. *Frees room.*
     async fn delete_app(&self, number: i32, at_ms: UnixMillis) -> Stored<bool>;
 
     /// A placement, released or not.
@@ -97,6 +98,16 @@ pub trait Store: Send + Sync + 'static {
     /// A number that rises after each change of [`Self::addresses`], whoever made it, and may rise
     /// without one. A caller that stopped waiting for its change is told of it like any other.
     fn addresses_changed(&self) -> watch::Receiver<u64>;
+
+    /// Network policies of an app, or of all apps: by app, oldest first.
+    async fn policies(&self, app: Option<i32>) -> Stored<Vec<PolicyRow>>;
+    /// Inserts a policy of an app that is not marked.
+    async fn insert_policy(&self, row: PolicyRow) -> Stored<Result<(), PolicyConflict>>;
+    /// Puts a policy in place of the one of its id, which an app has that is not marked; when it
+    /// was made stays.
+    async fn replace_policy(&self, row: PolicyRow) -> Stored<Result<(), PolicyConflict>>;
+    /// Deletes a policy of an app. False when it has none such. *Frees room.*
+    async fn delete_policy(&self, app: i32, id: &PolicyId) -> Stored<bool>;
 
     /// Deletes all requests made earlier than `forget_before_ms`; then inserts this one, or gives
     /// the one that has its caller and key. *Frees room.*
@@ -280,6 +291,34 @@ pub enum AddressConflict {
     Kind,
     /// An app has this very address, which is not shared, or this app has it.
     Address,
+}
+
+/// A network policy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PolicyRow {
+    /// Unique.
+    pub id: PolicyId,
+    /// Number of the app.
+    pub app: i32,
+    /// Unique in the app.
+    pub name: String,
+    /// What it says.
+    pub document: String,
+    /// When it was made.
+    pub created_ms: UnixMillis,
+    /// When it was last changed.
+    pub updated_ms: UnixMillis,
+}
+
+/// What is in the way of a policy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PolicyConflict {
+    /// The app is deleted or marked for it.
+    App,
+    /// Another policy of the app has the name.
+    Name,
+    /// To insert it: there is one of this id. To replace it: the app has none of this id.
+    Id,
 }
 
 /// A keyed request.

@@ -13,6 +13,7 @@ mod logs;
 mod machine;
 mod orgs;
 mod platform;
+mod policies;
 mod sftp;
 mod ssh;
 mod status;
@@ -43,6 +44,9 @@ pub enum Command {
     /// List, allocate and release addresses of apps.
     #[command(visible_alias = "ip")]
     Ips(ips::Ips),
+    /// Say which connections the machines of an app may have.
+    #[command(visible_aliases = ["network-policy", "netpol"])]
+    NetworkPolicies(policies::Policies),
     /// Manage the stored server address and access token.
     Auth(auth::Auth),
     /// Open a shell in a machine, or run a program there.
@@ -78,6 +82,7 @@ pub async fn dispatch(command: Command, session: &Session) -> Result<(), CliErro
         Command::Logs(logs) => logs::run(logs, session).await,
         Command::Image(image) => image::run(image, session).await,
         Command::Ips(ips) => ips::run(ips, session).await,
+        Command::NetworkPolicies(policies) => policies::run(policies, session).await,
         Command::Auth(auth) => auth::run(auth, session).await,
         Command::Ssh(ssh) => ssh::run(*ssh, session).await,
         Command::Sftp(sftp) => sftp::run(*sftp, session).await,

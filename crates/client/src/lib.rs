@@ -15,6 +15,7 @@ mod logs;
 mod machines;
 mod operation;
 mod platform;
+mod policies;
 mod terminal;
 mod transport;
 mod usage;

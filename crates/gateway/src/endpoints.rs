@@ -13,6 +13,7 @@ pub(crate) mod openapi;
 mod organizations;
 mod placements;
 mod platform_status;
+mod policies;
 mod regions;
 mod traffic;
 mod volumes;
@@ -74,6 +75,11 @@ fn apps() -> Vec<Endpoint> {
         // Twice is two addresses.
         Endpoint::new(routes!(addresses::assign), App(Write), Rate::Path),
         Endpoint::new(routes!(addresses::release), App(Write), Rate::Path),
+        Endpoint::new(routes!(policies::list), App(Read), Rate::Path).with_slash(),
+        // Twice is refused, since the name is taken, and so tells nobody the id.
+        Endpoint::new(routes!(policies::put), App(Write), Rate::Path),
+        Endpoint::new(routes!(policies::get), App(Read), Rate::Path),
+        Endpoint::new(routes!(policies::delete), App(Write), Rate::Path),
     ]
 }
 

@@ -16,6 +16,7 @@ mod deletion;
 mod endpoints;
 mod http;
 mod openapi;
+mod policies;
 mod regions;
 mod router;
 mod scheduler;
@@ -61,6 +62,7 @@ impl Gateway {
         let context = Inner::new(parts);
         let changes = context.view.changes();
         context.background(follow(context.view.clone(), context.workers.clone(), published));
+        context.background(policies::follow(context.clone(), context.view.changes()));
         context.background(deletion::tidy(context.clone(), changes));
         context.background(endpoints::publish_known(context.clone()));
         Ok(Self { _ending: context.ending.clone().drop_guard(), context })

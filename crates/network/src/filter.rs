@@ -128,7 +128,7 @@ const ALSO_NEEDED: &str = "table inet caddis-check { chain leaving { type nat ho
 pub(crate) fn load(namespace: &Namespace, allowed: &[IpNet]) -> Result<(), NetworkError> {
     let script = ruleset(allowed);
     let loaded = namespace.run(move || nft(&script, &["-f", "-"]));
-    loaded.map_err(NetworkError::io("load the packet filter"))?
+    loaded.map_err(NetworkError::io("load the packet filter"))?.map(drop)
 }
 
 /// Whether it could be loaded. Changes nothing. Blocks.
@@ -136,16 +136,17 @@ pub(crate) fn load(namespace: &Namespace, allowed: &[IpNet]) -> Result<(), Netwo
 /// # Errors
 /// [`NetworkError::Filter`] with what nft said.
 pub fn check_filter(allowed: &[IpNet]) -> Result<(), NetworkError> {
-    nft(&(ruleset(allowed) + ALSO_NEEDED), &["--check", "-f", "-"])
+    nft(&(ruleset(allowed) + ALSO_NEEDED), &["--check", "-f", "-"]).map(drop)
 }
 
-fn nft(script: &str, arguments: &[&str]) -> Result<(), NetworkError> {
+/// What nft says, given a script, in the network namespace of the calling thread. Blocks.
+pub(crate) fn nft(script: &str, arguments: &[&str]) -> Result<String, NetworkError> {
     let failed =
         |error: std::io::Error| NetworkError::Filter { reason: format!("running nft: {error}") };
     let mut child = Command::new("nft")
         .args(arguments)
         .stdin(Stdio::piped())
-        .stdout(Stdio::null())
+        .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
         .map_err(failed)?;
@@ -155,7 +156,7 @@ fn nft(script: &str, arguments: &[&str]) -> Result<(), NetworkError> {
     }
     let output = child.wait_with_output().map_err(failed)?;
     if output.status.success() {
-        return Ok(());
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
     Err(NetworkError::Filter { reason: String::from_utf8_lossy(&output.stderr).trim().to_owned() })
 }

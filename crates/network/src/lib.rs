@@ -1,4 +1,5 @@
-//! Taps, addresses, packet filter and DNS of VMs. Spawns no command once started.
+//! Taps, addresses, packet filter and DNS of VMs. Spawns no command once started, but for nft when
+//! network policies change (`policies.rs`).
 //!
 //! ```text
 //!           namespace of the installation                   │ host
@@ -36,6 +37,7 @@ mod names;
 mod namespace;
 mod netlink;
 mod network;
+mod policies;
 mod public;
 mod recover;
 mod rules;
@@ -56,6 +58,7 @@ pub use guard::Disturbances;
 pub use installation::RUN_DIRECTORY;
 pub use names::{Found, LONGEST_TEXT, Names};
 pub use network::{Cleaned, Network, NetworkConfig, guest_spec};
+pub use policies::{Allowance, AllowedPort, MachinePolicy};
 pub use public::PublicAddresses;
 use serde::{Deserialize, Serialize};
 

@@ -1,6 +1,7 @@
 //! Tests on a network of their own: each is in new network and mount namespaces, which are gone
 //! with its thread.
 
+mod policies;
 mod recovery;
 mod services;
 
@@ -139,7 +140,7 @@ impl Drop for Vm {
     }
 }
 
-fn machine() -> MachineAddresses {
+pub(crate) fn machine() -> MachineAddresses {
     MachineAddresses {
         ipv4: [10, 201, 3, 4].into(),
         ipv6: "fdaa:0:5::7".parse().unwrap(),

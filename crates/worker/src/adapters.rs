@@ -8,7 +8,7 @@ use caddis_api::{ApiError, ErrorCode};
 use caddis_bus::message::ImageSummary;
 use caddis_guest_protocol::spec::NetworkSpec;
 use caddis_image::{Digest, ImageError, ImageStore, OwnFile, Progress, ResolvedImage, RootDisk};
-use caddis_network::{Disturbances, MachineAddresses, Network, NetworkError};
+use caddis_network::{Disturbances, MachineAddresses, MachinePolicy, Network, NetworkError};
 use caddis_vmm::Patch;
 use tokio::sync::watch;
 
@@ -127,6 +127,10 @@ impl HostNetwork for Network {
 
     async fn detach(&self, tap: &str, addresses: &MachineAddresses) -> Result<(), ApiError> {
         Self::detach(self, tap, addresses).await.map_err(network_error)
+    }
+
+    async fn set_policies(&self, policies: Vec<MachinePolicy>) -> Result<(), ApiError> {
+        Self::set_policies(self, policies).await.map_err(network_error)
     }
 
     fn disturbances(&self) -> Option<watch::Receiver<Disturbances>> {

@@ -28,6 +28,7 @@ use crate::{
     live::RunningVm,
     logs::Logs,
     owner::{Message, Owner, kept, record},
+    policies::Policies,
     policy::DRAINED,
     publish::Publisher,
     quarantine,
@@ -64,6 +65,8 @@ pub struct Shared {
     pub capacity: Capacity,
     /// The volumes.
     pub volumes: Volumes,
+    /// Which connections machines may have.
+    pub policies: Policies,
     /// By which it records and waits.
     pub clock: Clock,
     /// What tests have steps do.
@@ -106,6 +109,7 @@ impl Shared {
             network: drivers.network,
             prober: drivers.prober,
             volumes,
+            policies: Policies::default(),
             owners: Mutex::default(),
             images_in_use: Mutex::default(),
             running: Mutex::default(),
@@ -143,6 +147,7 @@ impl Shared {
         let (sender, inbox) = mpsc::channel(INBOX);
         let id = row.id.clone();
         self.uses(&id, &row.image);
+        self.policies.knows(&row, &config);
         {
             let mut owners = self.owners();
             // One that comes when all are ended ends at once.
@@ -182,6 +187,7 @@ impl Shared {
         self.used().remove(machine);
         self.capacity.release(machine);
         self.detach_volumes(machine);
+        self.policies.forget(machine);
         self.logs.close(machine);
     }
 

@@ -23,7 +23,7 @@ use caddis_guest_protocol::{host::Pace, spec::NetworkSpec};
 use caddis_image::{
     Digest, ImageConfig, ImageReference, OwnFile, Progress, ResolvedImage, RootDisk,
 };
-use caddis_network::MachineAddresses;
+use caddis_network::{MachineAddresses, MachinePolicy};
 use caddis_snapshot::{Location, Options, SnapshotStore, StoreKey};
 use caddis_vmm::{
     Patch, SlotPool, VmmError,
@@ -216,6 +216,8 @@ impl Images for FakeImages {
 pub struct FakeNetwork {
     taps: Arc<Mutex<BTreeSet<String>>>,
     refuses_to_adopt: Arc<AtomicBool>,
+    policies: Arc<Mutex<Vec<MachinePolicy>>>,
+    refuses_policies: Arc<AtomicBool>,
 }
 
 impl FakeNetwork {
@@ -232,6 +234,21 @@ impl FakeNetwork {
     /// Has taps that are there already not be connected, as when another program removed them.
     pub fn refuse_to_adopt(&self) {
         self.refuses_to_adopt.store(true, Ordering::Relaxed);
+    }
+
+    /// Policies that are in force.
+    pub fn policies(&self) -> Vec<MachinePolicy> {
+        self.policies.lock().clone()
+    }
+
+    /// As by a reboot of the host.
+    pub fn lose_policies(&self) {
+        self.policies.lock().clear();
+    }
+
+    /// Has policies be refused, or no longer.
+    pub fn refuse_policies(&self, refused: bool) {
+        self.refuses_policies.store(refused, Ordering::Relaxed);
     }
 
     fn attached(&self) -> MutexGuard<'_, BTreeSet<String>> {
@@ -256,6 +273,14 @@ impl HostNetwork for FakeNetwork {
 
     async fn detach(&self, tap: &str, _: &MachineAddresses) -> Result<(), ApiError> {
         self.attached().remove(tap);
+        Ok(())
+    }
+
+    async fn set_policies(&self, policies: Vec<MachinePolicy>) -> Result<(), ApiError> {
+        if self.refuses_policies.load(Ordering::Relaxed) {
+            return Err(ApiError::internal("can't load network policies"));
+        }
+        *self.policies.lock() = policies;
         Ok(())
     }
 

@@ -8,7 +8,7 @@ use caddis_api::{ApiError, VolumeId};
 use caddis_bus::message::ImageSummary;
 use caddis_guest_protocol::spec::NetworkSpec;
 use caddis_image::{Digest, OwnFile, Progress, ResolvedImage, RootDisk};
-use caddis_network::{Disturbances, MachineAddresses};
+use caddis_network::{Disturbances, MachineAddresses, MachinePolicy};
 use caddis_snapshot::{SnapshotError, Source, nbd};
 use caddis_vmm::Patch;
 use tokio::sync::watch;
@@ -83,6 +83,9 @@ pub trait HostNetwork: Send + Sync + 'static {
 
     /// Removes routes and elements; nothing to do is no error.
     async fn detach(&self, tap: &str, addresses: &MachineAddresses) -> Result<(), ApiError>;
+
+    /// Puts network policies in force, in place of all that there were.
+    async fn set_policies(&self, policies: Vec<MachinePolicy>) -> Result<(), ApiError>;
 
     /// What other programs of the host do to it; `None` from a fake.
     fn disturbances(&self) -> Option<watch::Receiver<Disturbances>> {

@@ -45,6 +45,7 @@ mod live;
 mod logs;
 mod operations;
 mod owner;
+mod policies;
 mod policy;
 mod publish;
 mod quarantine;
@@ -230,6 +231,12 @@ pub enum WorkerError {
         path: PathBuf,
         /// Why.
         source: std::io::Error,
+    },
+    /// What is recorded of network policies.
+    #[error("can't read the network policies that are recorded: {reason}")]
+    Policies {
+        /// Why.
+        reason: String,
     },
     /// There are no files of volumes at all, and there were.
     #[error(

@@ -71,6 +71,7 @@ fn remove_directory(path: &Path) -> io::Result<()> {
 pub async fn resume(shared: &Arc<Shared>) -> Result<(), WorkerError> {
     let rebooted =
         shared.store.meta(BOOT_ID).await?.is_some_and(|last| last != shared.config.boot_id);
+    shared.policies.load(shared).await?;
     volumes::load(shared).await?;
     volumes::snapshots::load(shared).await?;
     volumes::serve(shared);
@@ -90,6 +91,15 @@ pub async fn resume(shared: &Arc<Shared>) -> Result<(), WorkerError> {
     let adopted = found.iter().filter(|found| found.vm.is_some()).count();
     let changes = found.iter().map(|found| found.change.clone()).collect();
     shared.store.commit(changes, Durability::Synced, Room::Reserve).await?;
+    // Of all of them, before any goes on.
+    for Found { change, config, .. } in &found {
+        shared.policies.knows(&change.row, config);
+    }
+    if let Err(error) = shared.policies.apply(shared).await {
+        // Those that were in force still are, and no machine starts before it is tried again.
+        let error = error.message;
+        tracing::error!(error, "can't apply network policies");
+    }
     for found in found {
         found.recover(shared).await;
     }

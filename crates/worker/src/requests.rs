@@ -92,6 +92,7 @@ pub async fn handle(shared: &Arc<Shared>, id: RequestId, request: WorkerRequest)
         WorkerRequest::DeleteSnapshot { volume, snapshot } => {
             snapshots::delete(shared, &volume, &snapshot, id).await
         }
+        WorkerRequest::SetPolicies { apps } => shared.policies.set(shared, apps).await,
         WorkerRequest::ListVolumes { after } => Ok(volumes::list(shared, after.as_ref())),
         WorkerRequest::Health => {
             let mut warnings = shared.vmm.warnings();

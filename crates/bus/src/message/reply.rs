@@ -162,6 +162,8 @@ pub enum WorkerReply {
         /// Its changes of volumes up to this number are contained.
         revision: u64,
     },
+    /// Network policies are in force.
+    PoliciesSet,
     /// All guests are stopped.
     Drained {
         /// How many were stopped.

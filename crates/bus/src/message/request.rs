@@ -9,6 +9,7 @@ use caddis_api::{
 use serde::{Deserialize, Serialize};
 
 use super::{
+    policies::AppPolicies,
     traffic::{HostLine, SleepMode},
     volume::{CreateVolume, VolumeAction},
 };
@@ -163,6 +164,13 @@ pub enum WorkerRequest {
     ListVolumes {
         /// Begin after this id.
         after: Option<VolumeId>,
+    },
+    /// The network policies of all apps: these are in force from now on and no others, also for
+    /// machines that are yet to be made. Answer: `WorkerReply::PoliciesSet`, once connections that
+    /// they forbid are refused, also those that there are.
+    SetPolicies {
+        /// Of each app that has some.
+        apps: Vec<AppPolicies>,
     },
     /// Stop all guests for a shutdown of the host; they start again when the host is back. Answer:
     /// `Drained`.

@@ -2,13 +2,13 @@
 
 use std::collections::HashMap;
 
-use caddis_api::{MachineId, app::Organization};
+use caddis_api::{MachineId, PolicyId, app::Organization};
 
 use crate::{
     Address, AppQuery, AppRecord, AppState, PERSONAL, Placement, PrivateNetwork, VolumePlacement,
     store::{
         AddressConflict, AddressRow, AppRow, NewNetwork, PlacementConflict, PlacementRow,
-        RequestRow, TokenRow, VolumeRow,
+        PolicyConflict, PolicyRow, RequestRow, TokenRow, VolumeRow,
     },
 };
 
@@ -21,6 +21,8 @@ pub(super) struct Rows {
     pub(super) volumes: Vec<(VolumeRow, bool)>,
     /// Oldest first.
     pub(super) addresses: Vec<AddressRow>,
+    /// Oldest first.
+    pub(super) policies: Vec<PolicyRow>,
     pub(super) requests: Vec<Request>,
     pub(super) tokens: HashMap<String, TokenRow>,
 }
@@ -194,6 +196,42 @@ impl Rows {
         let taken =
             of_app.any(|other| other.ip == row.ip) || self.addresses.iter().any(is_of_another);
         taken.then_some(AddressConflict::Address)
+    }
+
+    pub(super) fn policies(&self, app: Option<i32>) -> Vec<PolicyRow> {
+        let wanted = self.policies.iter().filter(|row| app.is_none_or(|app| app == row.app));
+        let mut found: Vec<_> = wanted.cloned().collect();
+        found.sort_by_key(|row| row.app);
+        found
+    }
+
+    /// Inserts a policy, or replaces the one of its id.
+    pub(super) fn put_policy(
+        &mut self,
+        row: PolicyRow,
+        is_new: bool,
+    ) -> Result<(), PolicyConflict> {
+        if !self.is_active(row.app) {
+            return Err(PolicyConflict::App);
+        }
+        let is_named = |other: &PolicyRow| other.app == row.app && other.name == row.name;
+        if self.policies.iter().any(|other| is_named(other) && other.id != row.id) {
+            return Err(PolicyConflict::Name);
+        }
+        match self.policies.iter_mut().find(|other| other.id == row.id) {
+            None if is_new => self.policies.push(row),
+            Some(former) if !is_new && former.app == row.app => {
+                *former = PolicyRow { created_ms: former.created_ms, ..row };
+            }
+            _ => return Err(PolicyConflict::Id),
+        }
+        Ok(())
+    }
+
+    pub(super) fn delete_policy(&mut self, app: i32, id: &PolicyId) -> bool {
+        let before = self.policies.len();
+        self.policies.retain(|row| row.app != app || row.id != *id);
+        self.policies.len() < before
     }
 
     pub(super) fn request(&mut self, id: &str) -> Option<&mut RequestRow> {

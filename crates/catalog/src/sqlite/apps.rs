@@ -197,6 +197,7 @@ pub(super) fn delete(connection: &mut Connection, number: i32, at_ms: UnixMillis
     if deleted == 1 {
         transaction.prepare_cached("DELETE FROM app_keys WHERE app = ?1")?.execute([number])?;
         transaction.prepare_cached("DELETE FROM addresses WHERE app = ?1")?.execute([number])?;
+        transaction.prepare_cached("DELETE FROM policies WHERE app = ?1")?.execute([number])?;
     }
     transaction.commit()?;
     Ok(deleted == 1)

@@ -77,6 +77,12 @@ const STEPS: &[&str] = &[
     CREATE INDEX volumes_by_app ON volumes (app);
     CREATE INDEX volumes_by_worker ON volumes (worker) WHERE deleted_ms IS NULL;
 ",
+    "
+    CREATE TABLE policies (
+        number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE,
+        app INTEGER NOT NULL REFERENCES apps(number), name TEXT NOT NULL, document TEXT NOT NULL,
+        created_ms INTEGER NOT NULL, updated_ms INTEGER NOT NULL, UNIQUE (app, name)) STRICT;
+",
 ];
 
 /// Opens the catalog at `path`, making it when there is no file.

@@ -223,6 +223,34 @@ async fn releasing_an_address() {
 }
 
 #[tokio::test]
+async fn replacing_and_deleting_a_policy() {
+    everywhere(
+        async |catalog| {
+            catalog.create_app(app("a")).await.unwrap();
+            for name in ["one", "two"] {
+                catalog.put_policy("a", None, (name, "{}")).await.unwrap();
+            }
+        },
+        async |catalog| {
+            for policy in catalog.policies_of("a").await? {
+                if policy.name == "two" {
+                    catalog.delete_policy("a", &policy.id).await?;
+                } else {
+                    catalog.put_policy("a", Some(&policy.id), ("three", "[]")).await?;
+                }
+            }
+            Ok(())
+        },
+        async |catalog| {
+            let left = catalog.policies().await.unwrap();
+            let left: Vec<_> = left.iter().map(|row| (&*row.name, &*row.document)).collect();
+            assert_eq!(left, [("three", "[]")]);
+        },
+    )
+    .await;
+}
+
+#[tokio::test]
 async fn moving_a_machine_is_asked_about_and_done_once() {
     everywhere(
         async |catalog| {

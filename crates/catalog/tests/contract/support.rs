@@ -11,7 +11,7 @@ use std::{
 
 use async_trait::async_trait;
 use caddis_api::{
-    AppName, MachineId, RegionCode, UnixMillis, VolumeId, WorkerId, app::Organization,
+    AppName, MachineId, PolicyId, RegionCode, UnixMillis, VolumeId, WorkerId, app::Organization,
 };
 use caddis_catalog::{
     Address, AddressPool, AppQuery, AppRecord, Catalog, KeyedRequest, MemoryStore, NewAddress,
@@ -19,8 +19,8 @@ use caddis_catalog::{
     TokenRecord, VolumePlacement, WantedAddress,
     store::{
         AddressConflict, AddressRow, AppConflict, AppRow, NetworkRow, NewNetwork,
-        PlacementConflict, PlacementRow, RequestLease, RequestRow, Store, Stored, TokenRow,
-        VolumeConflict, VolumeRow,
+        PlacementConflict, PlacementRow, PolicyConflict, PolicyRow, RequestLease, RequestRow,
+        Store, Stored, TokenRow, VolumeConflict, VolumeRow,
     },
 };
 use tokio::sync::watch;
@@ -281,6 +281,10 @@ pass_on! {
     fn addresses(&self, app: Option<i32>) -> Vec<Address>;
     fn insert_address(&self, row: AddressRow) -> Result<(), AddressConflict>;
     fn delete_address(&self, app: i32, ip: IpAddr) -> bool;
+    fn policies(&self, app: Option<i32>) -> Vec<PolicyRow>;
+    fn insert_policy(&self, row: PolicyRow) -> Result<(), PolicyConflict>;
+    fn replace_policy(&self, row: PolicyRow) -> Result<(), PolicyConflict>;
+    fn delete_policy(&self, app: i32, id: &PolicyId) -> bool;
     fn note_request(&self, row: RequestRow, forget_before_ms: UnixMillis) -> Option<RequestRow>;
     fn take_request(&self, id: &str, from: Option<&RequestLease>, to: &RequestLease) -> bool;
     fn renew_request(&self, id: &str, lease: &RequestLease) -> bool;

@@ -13,6 +13,7 @@ mod images;
 mod lifecycle;
 mod neighbours;
 mod outcomes;
+mod policies;
 mod refusals;
 mod stand;
 mod traffic;

@@ -110,6 +110,20 @@ impl Caller {
         }
     }
 
+    /// Whether there is an app of this name in the organization of `app`, which the caller may see.
+    pub async fn is_of_organization(
+        &self,
+        context: &Context,
+        app: &AppRecord,
+        name: &str,
+    ) -> Found<bool> {
+        if self.may(name).is_err() {
+            return Ok(false);
+        }
+        let found = context.catalog.app(name).await?;
+        Ok(found.is_some_and(|other| other.organization.slug == app.organization.slug))
+    }
+
     /// Whether snapshots of that volume may become volumes of this app.
     fn may_restore(&self, app: &AppRecord, placed: &VolumePlacement) -> bool {
         match self.token {

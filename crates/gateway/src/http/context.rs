@@ -12,7 +12,7 @@ use caddis_view::{Superseded, View, ViewSettings};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    http::{in_flight::InFlight, limits::Limits, underway::Underway},
+    http::{in_flight::InFlight, limits::Limits, told::ToldPolicies, underway::Underway},
     regions::Regions,
     settings::{GatewayParts, Settings},
 };
@@ -41,6 +41,8 @@ pub(crate) struct Inner {
     pub volume_deletions: Underway<VolumeId>,
     /// Volumes that were placed, and may never be made.
     pub missing_volumes: Underway<VolumeId>,
+    /// What workers know of network policies.
+    pub policies: ToldPolicies,
     pub limits: Option<Arc<Limits>>,
     pub in_flight: InFlight,
     /// Ends waits and event streams.
@@ -72,6 +74,7 @@ impl Inner {
             superseding: Underway::default(),
             volume_deletions: Underway::default(),
             missing_volumes: Underway::default(),
+            policies: ToldPolicies::default(),
             in_flight: InFlight::default(),
             closing: CancellationToken::new(),
             ending: CancellationToken::new(),

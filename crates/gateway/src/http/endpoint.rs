@@ -24,6 +24,7 @@ pub(crate) struct Endpoint {
     /// Types that the operations refer to.
     pub schemas: Vec<(String, RefOr<Schema>)>,
     handler: MethodRouter<Context>,
+    has_slash: bool,
 }
 
 impl Endpoint {
@@ -34,7 +35,7 @@ impl Endpoint {
         // One handler has one path.
         let (path, item) = paths.into_iter().next().unwrap_or_default();
         let description = Description { scope, rate, replay: Replay::default() };
-        Self { description, path, item, schemas, handler }
+        Self { description, path, item, schemas, handler, has_slash: false }
     }
 
     /// Says what becomes of a POST that was cut short.
@@ -43,10 +44,16 @@ impl Endpoint {
         self
     }
 
+    /// Serves it also with a slash at the end of its path, as the reference does here and there.
+    pub fn with_slash(mut self) -> Self {
+        self.has_slash = true;
+        self
+    }
+
     /// Adds it to a router, behind what its description asks for and nothing else: a layer costs
     /// a reader a tenth.
     pub fn route(self, router: Router<Context>, context: &Context) -> Router<Context> {
-        let Self { description, path, mut handler, .. } = self;
+        let Self { description, path, mut handler, has_slash, .. } = self;
         if let Some(limits) = &context.limits
             && description.rate != Rate::Unlimited
         {
@@ -57,6 +64,9 @@ impl Endpoint {
         if description.scope != Scope::Open {
             let state = (context.clone(), description);
             handler = handler.route_layer(from_fn_with_state(state, authenticate));
+        }
+        if has_slash {
+            return router.route(&format!("{path}/"), handler.clone()).route(&path, handler);
         }
         router.route(&path, handler)
     }

@@ -14,6 +14,7 @@ const PATH: &[(&str, &str)] = &[
     ("key", "role"),
     ("id", "01K3A5ZJ6R2X8N4B7D9F0H1M2P"),
     ("ip", "127.64.0.1"),
+    ("policy_id", "np_4l2k8s0d7fj3n1qz"),
     ("volume_id", "vol_9vw681egy1jj5xm4"),
     ("snapshot_id", "vs_Ql8xbllZOYDSDgo2D7NY"),
 ];

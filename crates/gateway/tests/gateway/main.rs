@@ -18,6 +18,7 @@ mod mounts;
 mod openapi;
 mod operation;
 mod operations;
+mod policies;
 mod reference;
 mod snapshots;
 mod support;

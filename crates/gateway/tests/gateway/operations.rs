@@ -21,6 +21,12 @@ pub const VOLUME: &str = "vol_0123456789abcdef";
 /// A snapshot of it, which is there from the start.
 pub const SNAPSHOT: &str = "vs_0123456789abcdef";
 
+/// A policy that says nothing, as it is recorded.
+const NO_POLICY: &str = r#"{"selector": {"all": true}, "rules": []}"#;
+
+/// What stands for a policy of the app `a` in paths.
+const POLICY: &str = "np_0123456789abcdef";
+
 /// A path of an operation with the app `a` and a machine filled in.
 fn filled_in(operation: &Operation, id: &str) -> String {
     filled_in_with(&operation.path, "a", id)
@@ -35,6 +41,7 @@ pub fn filled_in_with(path: &str, app: &str, id: &str) -> String {
         .replace("{ip}", "127.64.0.1")
         .replace("{volume_id}", VOLUME)
         .replace("{snapshot_id}", SNAPSHOT)
+        .replace("{policy_id}", POLICY)
 }
 
 /// A query and a body with which an operation succeeds, in an order in which all do.
@@ -63,6 +70,17 @@ pub const REQUESTS: &[(&str, &str, &str)] = &[
     ("App_IPAssignments_create", "", r#"{"type": "v4", "region": "", "service_name": "web"}"#),
     ("App_IPAssignments_list", "", ""),
     ("App_IPAssignments_delete", "", ""),
+    (
+        "App_NetworkPolicies_put",
+        "",
+        r#"{"name": "web", "selector": {"all": true, "metadata": {"role": "web"}}, "dns": "deny",
+        "rules": [{"action": "allow", "direction": "egress",
+        "ports": [{"protocol": "tcp", "port": 443}],
+        "to": [{"cidr": "10.0.0.0/8"}, {"app": "a"}, {"network": "default"}]}]}"#,
+    ),
+    ("App_NetworkPolicies_list", "", ""),
+    ("App_NetworkPolicies_show", "", ""),
+    ("App_NetworkPolicies_delete", "", ""),
     ("Images_list", "?worker=W1", ""),
     ("Images_import", "?format=oci-archive&name=b", "archive"),
     ("Images_delete", "?name=b", ""),
@@ -195,12 +213,14 @@ pub async fn exercise(
 ) {
     fixture.volume_of_id(VOLUME).await;
     fixture.worker.add_snapshot(VOLUME, SNAPSHOT);
+    let policy = fixture.catalog.put_policy("a", None, ("all", NO_POLICY)).await.unwrap();
     let mut nonce = String::new();
     for (name, query, body) in REQUESTS {
         let operation = CONTRACT.operations.iter().find(|operation| operation.id == *name);
         let operation = operation.unwrap_or_else(|| panic!("{name} is not in the document"));
         check_request(operation, query, body);
-        let line = format!("{} {}{query}", operation.method, filled_in(operation, id.as_str()));
+        let path = filled_in(operation, id.as_str()).replace(POLICY, policy.id.as_str());
+        let line = format!("{} {path}{query}", operation.method);
         let request = |token: &str| {
             let request =
                 fixture.request_by(token, &line).header("fly-machine-lease-nonce", &nonce);

@@ -38,6 +38,12 @@ impl Owner {
         }
         self.try_change(Durability::Synced, |draft| draft.merge_metadata(&changes)).await?;
         self.config = kept(config);
+        self.shared.policies.knows(&self.row, &self.config);
+        if let Err(error) = self.shared.policies.apply(&self.shared).await {
+            // They are applied again before the machine starts.
+            let error = error.message;
+            tracing::error!(machine = %self.row.id, error, "can't apply network policies");
+        }
         Ok(())
     }
 }

@@ -123,6 +123,7 @@ impl Owner {
         let mounts = config.mounts.as_deref().unwrap_or_default();
         self.shared.volumes.restore(&self.row.id, mounts);
         self.config = super::kept(config);
+        self.shared.policies.knows(&self.row, &self.config);
     }
 
     /// The new version can't be had: the machine goes on with the one it had.

@@ -157,6 +157,8 @@ async fn detach(context: &Context, tap: &str) {
 /// Connects the machine's network with the tap of a seat, which is made where it is not there.
 async fn connect(context: &Context, seat: &dyn Seat) -> Result<Option<OwnedFd>, ApiError> {
     let (network, tap) = (&context.shared.network, seat.slot().tap_name());
+    // Before its first packet.
+    context.shared.policies.apply(&context.shared).await?;
     if seat.has_tap() {
         network.adopt(&tap, &context.row.addresses).await?;
         return Ok(None);

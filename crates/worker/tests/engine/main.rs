@@ -8,6 +8,7 @@ mod faults;
 mod health;
 mod lifecycle;
 mod paused;
+mod policies;
 mod quarantine;
 mod races;
 mod restarts;

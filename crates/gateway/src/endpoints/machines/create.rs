@@ -26,7 +26,7 @@ use crate::{
         idempotency::RequestId,
         responses::{BadBody, NoApp},
     },
-    scheduler,
+    policies, scheduler,
 };
 
 /// Hosts tried when one after the other turns out to be full after all.
@@ -328,7 +328,12 @@ async fn hand_over(
         cordoned: wanted.cordoned,
         lease: wanted.lease.clone(),
     }));
-    match context.ask(&placement.worker, request, context.settings.create_deadline).await {
+    // What it may send and receive is known before it is there.
+    let asked = match policies::machine_was_placed(context, &placement.worker).await {
+        Ok(()) => context.ask(&placement.worker, request, context.settings.create_deadline).await,
+        Err(error) => Err(error),
+    };
+    match asked {
         Ok(WorkerReply::Created { record, lease }) => {
             let mut machine = record.machine;
             machine.nonce = lease.map(|lease| lease.nonce);

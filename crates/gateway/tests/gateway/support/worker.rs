@@ -25,9 +25,9 @@ use caddis_api::{
 use caddis_bus::{
     Bus, Handler, InProcessBus, Serving,
     message::{
-        self, ANNOUNCE_INTERVAL, ANNOUNCEMENTS, Action, Announcement, CreateVolume, DELTAS, Delta,
-        Envelope, MachineRecord, Offer, SnapshotRecord, VersionRecord, VolumeRecord, WorkerReply,
-        WorkerRequest, WorkerResult,
+        self, ANNOUNCE_INTERVAL, ANNOUNCEMENTS, Action, Announcement, AppPolicies, CreateVolume,
+        DELTAS, Delta, Envelope, MachineRecord, Offer, SnapshotRecord, VersionRecord, VolumeRecord,
+        WorkerReply, WorkerRequest, WorkerResult,
     },
     stream::frames::{self, Frame},
 };
@@ -52,6 +52,10 @@ pub struct State {
     pub versions: Vec<VersionRecord>,
     pub answered: BTreeMap<String, WorkerResult>,
     pub sequence: u64,
+    /// Network policies as they were told last.
+    pub policies: Vec<AppPolicies>,
+    /// The next ones are refused so.
+    pub policy_errors: VecDeque<ApiError>,
     pub incarnation: String,
     /// The next creates fail so.
     pub create_errors: VecDeque<ApiError>,
@@ -387,6 +391,14 @@ impl FakeWorker {
             | WorkerRequest::GetSnapshot { .. }
             | WorkerRequest::DeleteSnapshot { .. }
             | WorkerRequest::ListVolumes { .. }) => self.state().volumes(&self.id, request),
+            WorkerRequest::SetPolicies { apps } => {
+                let mut state = self.state();
+                if let Some(error) = state.policy_errors.pop_front() {
+                    return Err(error);
+                }
+                state.policies = apps;
+                Ok(WorkerReply::PoliciesSet)
+            }
             WorkerRequest::Drain { .. } => Ok(WorkerReply::Drained { stopped: 0 }),
             // Nobody but the proxy asks for it.
             WorkerRequest::Wake { .. }

@@ -1,0 +1,83 @@
+//! `network-policies`.
+
+use insta::assert_snapshot;
+
+use crate::stand::Stand;
+
+#[tokio::test]
+async fn policies_are_created_listed_changed_and_deleted() {
+    let stand = Stand::with_app().await;
+    assert_snapshot!(stand.run("network-policies list -a shop").await, @"
+    exit code 0
+    ----- stdout -----
+    App shop has no network policies
+    ");
+    let create = "network-policies create web -a shop --metadata role=web --metadata tier=1 \
+                  --egress tcp/443,udp/53 --egress all@network:default,192.0.2.0/24 --json";
+    let made = stand.run(create).await.ok().json();
+    let id = made["id"].as_str().unwrap();
+    assert!(id.starts_with("np_"), "{made}");
+    assert_eq!(
+        made["rules"],
+        serde_json::json!([
+            { "action": "allow", "direction": "egress",
+              "ports": [{ "protocol": "tcp", "port": 443 }, { "protocol": "udp", "port": 53 }] },
+            { "action": "allow", "direction": "egress",
+              "to": [{ "network": "default" }, { "cidr": "192.0.2.0/24" }] }
+        ])
+    );
+    let shown = stand.run("network-policy show web -a shop").await.ok();
+    for part in [id, "role=web, tier=1", "egress tcp/443,udp/53", "allow"] {
+        assert!(shown.stdout.contains(part), "{part}: {shown}");
+    }
+    let update = "network-policies update web -a shop --name api --all --ingress tcp/80@app:shop \
+                  --dns deny --json";
+    let changed = stand.run(update).await.ok().json();
+    assert_eq!((&changed["id"], &changed["name"]), (&made["id"], &"api".into()));
+    assert_eq!(
+        (&changed["selector"], &changed["dns"]),
+        (&serde_json::json!({ "all": true }), &"deny".into())
+    );
+    assert_eq!(changed["rules"].as_array().unwrap().len(), 3, "egress stays");
+    let listed = stand.run("network-policies ls -a shop --json").await.ok().json();
+    assert_eq!(listed, serde_json::json!([changed]));
+    let by_id = stand.run(&format!("network-policies show {id} -a shop --json")).await.ok().json();
+    assert_eq!(by_id, changed);
+    let deleted = stand.run("network-policies delete api -a shop").await.ok();
+    assert_eq!(deleted.stdout, format!("Deleted network policy {id} (api) of shop\n"));
+    assert_snapshot!(stand.run("network-policies delete api -a shop").await, @"
+    exit code 1
+    ----- stderr -----
+    Error: app shop has no network policy 'api'
+    'caddis network-policies list -a shop' lists them.
+    ");
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_a_policy_is_said() {
+    let stand = Stand::with_app().await;
+    assert_snapshot!(stand.run("network-policies create web -a shop --egress tcp/443").await, @"
+    exit code 1
+    ----- stderr -----
+    Error: no machines are selected
+    Use --all, or choose some by --machine and --metadata.
+    ");
+    assert_snapshot!(stand.run("network-policies create web -a shop --all").await, @"
+    exit code 1
+    ----- stderr -----
+    Error: nothing is allowed
+    Say by --egress and --ingress what is, for example --egress tcp/443.
+    ");
+    assert_snapshot!(stand.run("network-policies create web -a shop --all --egress 443").await, @"
+    exit code 1
+    ----- stderr -----
+    Error: invalid rule '443'
+    Write it like tcp/443, tcp/443,udp/53@app:db or all@[IPV4]/8,network:default.
+    ");
+    let nobody = "network-policies create web -a shop --all --egress all@app:nobody";
+    assert_snapshot!(stand.run(nobody).await, @"
+    exit code 1
+    ----- stderr -----
+    Error: could not create the network policy: invalid rules[0], the organization has no app 'nobody' (Request ID: …)
+    ");
+}
