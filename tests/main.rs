@@ -11,6 +11,7 @@ mod checks;
 mod clock;
 mod command_line;
 mod driver;
+mod egress;
 mod firewall;
 mod flycast;
 mod full_disk;

@@ -2,6 +2,7 @@
 
 mod addresses;
 mod apps;
+mod egress;
 mod machines;
 mod networks;
 mod requests;
@@ -11,6 +12,7 @@ mod volumes;
 use std::sync::Arc;
 
 use caddis_api::{UnixMillis, app::Organization};
+use tokio::sync::watch;
 
 use crate::{Result, store::Store};
 
@@ -26,6 +28,7 @@ pub type Clock = Arc<dyn Fn() -> UnixMillis + Send + Sync>;
 pub struct Catalog {
     store: Arc<dyn Store>,
     clock: Clock,
+    egress_changes: Arc<watch::Sender<u64>>,
     #[cfg(feature = "test-tokens")]
     test_tokens: tokens::TestTokens,
 }
@@ -41,6 +44,7 @@ impl Catalog {
         Self {
             store,
             clock,
+            egress_changes: Arc::default(),
             #[cfg(feature = "test-tokens")]
             test_tokens: tokens::TestTokens::default(),
         }

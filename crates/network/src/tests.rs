@@ -1,6 +1,7 @@
 //! Tests on a network of their own: each is in new network and mount namespaces, which are gone
 //! with its thread.
 
+mod egress;
 mod recovery;
 mod services;
 
@@ -72,6 +73,7 @@ impl Place {
             state_file: self.state_file(),
             ipv4_pool: None,
             allowed: Vec::new(),
+            egress_pools: Vec::new(),
             dns_upstreams: Vec::new(),
             names: None,
         }
@@ -103,7 +105,7 @@ impl Place {
 
     /// All that is missing, as `caddis doctor` says it.
     async fn missing(&self) -> Vec<&'static str> {
-        Network::inspect(&self.run, self.data.path()).await.unwrap().unwrap()
+        Network::inspect(&self.run, self.data.path(), &[]).await.unwrap().unwrap()
     }
 
     /// The same without what is noted of hosts.

@@ -8,7 +8,7 @@ use caddis_api::{ApiError, ErrorCode};
 use caddis_bus::message::ImageSummary;
 use caddis_guest_protocol::spec::NetworkSpec;
 use caddis_image::{Digest, ImageError, ImageStore, OwnFile, Progress, ResolvedImage, RootDisk};
-use caddis_network::{Disturbances, MachineAddresses, Network, NetworkError};
+use caddis_network::{Assignments, Disturbances, MachineAddresses, Network, NetworkError, Refused};
 use caddis_vmm::Patch;
 use tokio::sync::watch;
 
@@ -131,6 +131,18 @@ impl HostNetwork for Network {
 
     fn disturbances(&self) -> Option<watch::Receiver<Disturbances>> {
         Some(Self::disturbances(self))
+    }
+
+    async fn set_egress(&self, wanted: Assignments) -> Result<(), ApiError> {
+        Self::set_egress(self, wanted).await.map_err(network_error)
+    }
+
+    async fn clear_egress(&self, machine: &MachineAddresses) -> Result<(), ApiError> {
+        Self::clear_egress(self, machine).await.map_err(network_error)
+    }
+
+    fn refused(&self) -> Option<watch::Receiver<Refused>> {
+        Self::refused(self)
     }
 
     fn guest_spec(&self, addresses: &MachineAddresses) -> NetworkSpec {

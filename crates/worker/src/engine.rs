@@ -22,6 +22,7 @@ use crate::{
     capacity::Capacity,
     checks::Prober,
     clock::Clock,
+    egress::Egress,
     files::MachineFiles,
     host::{HostNetwork, Images},
     live::RunningVm,
@@ -63,6 +64,8 @@ pub struct Shared {
     pub capacity: Capacity,
     /// The volumes.
     pub volumes: Volumes,
+    /// What connections of machines come from.
+    pub egress: Egress,
     /// By which it records and waits.
     pub clock: Clock,
     /// What tests have steps do.
@@ -104,6 +107,7 @@ impl Shared {
             network: drivers.network,
             prober: drivers.prober,
             volumes: Volumes::new(drivers.volumes),
+            egress: Egress::default(),
             owners: Mutex::default(),
             images_in_use: Mutex::default(),
             running: Mutex::default(),
@@ -141,6 +145,7 @@ impl Shared {
         let (sender, inbox) = mpsc::channel(INBOX);
         let id = row.id.clone();
         self.uses(&id, &row.image);
+        self.egress.knows(&id, &row.addresses);
         {
             let mut owners = self.owners();
             // One that comes when all are ended ends at once.

@@ -4,7 +4,7 @@
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
     io,
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
     os::fd::OwnedFd,
     path::Path,
     sync::{
@@ -23,7 +23,7 @@ use caddis_guest_protocol::{host::Pace, spec::NetworkSpec};
 use caddis_image::{
     Digest, ImageConfig, ImageReference, OwnFile, Progress, ResolvedImage, RootDisk,
 };
-use caddis_network::MachineAddresses;
+use caddis_network::{Assignments, MachineAddresses};
 use caddis_vmm::{
     Patch, SlotPool, VmmError,
     fake::{FakeHost, FakeVmm},
@@ -195,6 +195,7 @@ impl Images for FakeImages {
 pub struct FakeNetwork {
     taps: Arc<Mutex<BTreeSet<String>>>,
     refuses_to_adopt: Arc<AtomicBool>,
+    egress: Arc<Mutex<Assignments>>,
 }
 
 impl FakeNetwork {
@@ -206,6 +207,11 @@ impl FakeNetwork {
     /// Those that are attached.
     pub fn taps(&self) -> Vec<String> {
         self.attached().iter().cloned().collect()
+    }
+
+    /// Egress addresses that machines have.
+    pub fn egress(&self) -> Assignments {
+        self.egress.lock().clone()
     }
 
     /// Has taps that are there already not be connected, as when another program removed them.
@@ -235,6 +241,17 @@ impl HostNetwork for FakeNetwork {
 
     async fn detach(&self, tap: &str, _: &MachineAddresses) -> Result<(), ApiError> {
         self.attached().remove(tap);
+        Ok(())
+    }
+
+    async fn set_egress(&self, wanted: Assignments) -> Result<(), ApiError> {
+        *self.egress.lock() = wanted;
+        Ok(())
+    }
+
+    async fn clear_egress(&self, machine: &MachineAddresses) -> Result<(), ApiError> {
+        let own = [IpAddr::from(machine.ipv4), machine.ipv6.into()];
+        self.egress.lock().retain(|assignment| !own.contains(&assignment.machine));
         Ok(())
     }
 

@@ -7,7 +7,7 @@ use caddis_api::ApiError;
 use caddis_bus::message::ImageSummary;
 use caddis_guest_protocol::spec::NetworkSpec;
 use caddis_image::{Digest, OwnFile, Progress, ResolvedImage, RootDisk};
-use caddis_network::{Disturbances, MachineAddresses};
+use caddis_network::{Assignments, Disturbances, MachineAddresses, Refused};
 use caddis_vmm::Patch;
 use tokio::sync::watch;
 
@@ -84,6 +84,17 @@ pub trait HostNetwork: Send + Sync + 'static {
 
     /// What other programs of the host do to it; `None` from a fake.
     fn disturbances(&self) -> Option<watch::Receiver<Disturbances>> {
+        None
+    }
+
+    /// Gives machines these egress addresses, and takes all others away.
+    async fn set_egress(&self, wanted: Assignments) -> Result<(), ApiError>;
+
+    /// Takes the egress addresses of one machine away.
+    async fn clear_egress(&self, machine: &MachineAddresses) -> Result<(), ApiError>;
+
+    /// Connections that found no free port, by the address of their machine; `None` from a fake.
+    fn refused(&self) -> Option<watch::Receiver<Refused>> {
         None
     }
 

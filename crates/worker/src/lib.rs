@@ -33,6 +33,7 @@ mod capacity;
 mod checks;
 mod clock;
 mod disturbance;
+mod egress;
 mod engine;
 mod event;
 #[cfg(feature = "fake")]
@@ -149,6 +150,7 @@ impl Worker {
             tokio::spawn(volumes::purge(shared.clone())),
             tokio::spawn(volumes::watch_usage(shared.clone())),
             tokio::spawn(disturbance::note(shared.clone())),
+            tokio::spawn(egress::note(shared.clone())),
         ];
         Ok(Self { shared, requests, background })
     }

@@ -88,6 +88,9 @@ pub async fn handle(shared: &Arc<Shared>, id: RequestId, request: WorkerRequest)
         | WorkerRequest::ListSnapshots { .. }
         | WorkerRequest::GetSnapshot { .. }
         | WorkerRequest::DeleteSnapshot { .. } => todo!(),
+        WorkerRequest::SetEgress { revision, machines } => {
+            shared.egress.set(shared, revision, machines).await
+        }
         WorkerRequest::ListVolumes { after } => Ok(volumes::list(shared, after.as_ref())),
         WorkerRequest::Health => {
             let mut warnings = shared.vmm.warnings();

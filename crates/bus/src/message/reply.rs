@@ -162,6 +162,11 @@ pub enum WorkerReply {
         /// Its changes of volumes up to this number are contained.
         revision: u64,
     },
+    /// Egress addresses are as they should be.
+    Egress {
+        /// Number of the change that the worker has now.
+        revision: u64,
+    },
     /// All guests are stopped.
     Drained {
         /// How many were stopped.

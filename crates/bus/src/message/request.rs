@@ -9,6 +9,7 @@ use caddis_api::{
 use serde::{Deserialize, Serialize};
 
 use super::{
+    egress::MachineEgress,
     traffic::{HostLine, SleepMode},
     volume::{CreateVolume, VolumeAction},
 };
@@ -163,6 +164,16 @@ pub enum WorkerRequest {
     ListVolumes {
         /// Begin after this id.
         after: Option<VolumeId>,
+    },
+    /// The egress addresses of all machines of the worker: each has what it has here from now on,
+    /// and others have none. Also of machines that are about to be made. Answer:
+    /// `WorkerReply::Egress`, once new connections come from them and those under addresses that
+    /// were taken away are cut.
+    SetEgress {
+        /// Number of the last change; what is older than what the worker has changes nothing.
+        revision: u64,
+        /// Those that have some.
+        machines: Vec<MachineEgress>,
     },
     /// Stop all guests for a shutdown of the host; they start again when the host is back. Answer:
     /// `Drained`.

@@ -7,8 +7,8 @@ use caddis_api::{MachineId, app::Organization};
 use crate::{
     Address, AppQuery, AppRecord, AppState, PERSONAL, Placement, PrivateNetwork, VolumePlacement,
     store::{
-        AddressConflict, AddressRow, AppRow, NewNetwork, PlacementConflict, PlacementRow,
-        RequestRow, TokenRow, VolumeRow,
+        AddressConflict, AddressRow, AppRow, EgressBlockRow, EgressChange, EgressTable, NewNetwork,
+        PlacementConflict, PlacementRow, RequestRow, TokenRow, VolumeRow,
     },
 };
 
@@ -21,6 +21,7 @@ pub(super) struct Rows {
     pub(super) volumes: Vec<(VolumeRow, bool)>,
     /// Oldest first.
     pub(super) addresses: Vec<AddressRow>,
+    pub(super) egress: EgressTable,
     pub(super) requests: Vec<Request>,
     pub(super) tokens: HashMap<String, TokenRow>,
 }
@@ -193,6 +194,32 @@ impl Rows {
         let taken =
             of_app.any(|other| other.ip == row.ip) || self.addresses.iter().any(is_of_another);
         taken.then_some(AddressConflict::Address)
+    }
+
+    /// Whether the change could be made.
+    pub(super) fn change_egress(&mut self, change: EgressChange) -> bool {
+        let mut table = self.egress.clone();
+        table.blocks.retain(|block| !change.taken.contains(block));
+        table.addresses.retain(|row| !change.gone.contains(&row.ip));
+        for row in change.put {
+            match table.addresses.iter_mut().find(|other| other.ip == row.ip) {
+                Some(other) => *other = row,
+                None => table.addresses.push(row),
+            }
+        }
+        for given in change.given {
+            let is_same =
+                |other: &EgressBlockRow| (other.ip, other.block) == (given.ip, given.block);
+            if table.blocks.iter().any(is_same) {
+                return false;
+            }
+            table.blocks.push(given);
+        }
+        table.addresses.sort_by_key(|row| row.ip.to_string());
+        table.blocks.sort_by_key(|block| (block.ip.to_string(), block.block));
+        table.revision += 1;
+        self.egress = table;
+        true
     }
 
     pub(super) fn request(&mut self, id: &str) -> Option<&mut RequestRow> {

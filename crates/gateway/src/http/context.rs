@@ -12,6 +12,7 @@ use caddis_view::{Superseded, View, ViewSettings};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    egress::Told,
     http::{in_flight::InFlight, limits::Limits, underway::Underway},
     regions::Regions,
     settings::{GatewayParts, Settings},
@@ -41,6 +42,8 @@ pub(crate) struct Inner {
     pub volume_deletions: Underway<VolumeId>,
     /// Volumes that were placed, and may never be made.
     pub missing_volumes: Underway<VolumeId>,
+    /// What workers know of egress addresses.
+    pub egress: Told,
     pub limits: Option<Arc<Limits>>,
     pub in_flight: InFlight,
     /// Ends waits and event streams.
@@ -72,6 +75,7 @@ impl Inner {
             superseding: Underway::default(),
             volume_deletions: Underway::default(),
             missing_volumes: Underway::default(),
+            egress: Told::default(),
             in_flight: InFlight::default(),
             closing: CancellationToken::new(),
             ending: CancellationToken::new(),

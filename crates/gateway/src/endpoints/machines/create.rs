@@ -15,8 +15,8 @@ use caddis_catalog::{AppRecord, AppState, CatalogError, NewPlacement, Placement}
 
 use super::mounts::{self, Chooser, Wish};
 use crate::{
-    deletion,
-    endpoints::{addresses::publish, filter::is_gone},
+    deletion, egress,
+    endpoints::{addresses::publish, egress::warning as egress_warning, filter::is_gone},
     http::{
         authorization::AppPath,
         caller::Caller,
@@ -83,7 +83,9 @@ pub(crate) async fn create(
         let (app, config) = (wanted.app.name.clone(), wanted.config.clone());
         let made = make(&context, wanted).await?;
         let unreachable = publish(&context, &app, &config).await;
-        Ok::<_, ApiError>(made.warning(told.into_iter().chain(unreachable).collect()))
+        let unshared = egress_warning(&context, &app, &made.id).await;
+        let told = told.into_iter().chain(unreachable).chain(unshared);
+        Ok::<_, ApiError>(made.warning(told.collect()))
     });
     let made = work
         .await
@@ -324,7 +326,12 @@ async fn hand_over(
         cordoned: wanted.cordoned,
         lease: wanted.lease.clone(),
     }));
-    match context.ask(&placement.worker, request, context.settings.create_deadline).await {
+    // Its first packet is to come from where all others do.
+    let asked = match egress::tell(context, &placement.worker).await {
+        Ok(_) => context.ask(&placement.worker, request, context.settings.create_deadline).await,
+        Err(error) => Err(error),
+    };
+    match asked {
         Ok(WorkerReply::Created { record, lease }) => {
             let mut machine = record.machine;
             machine.nonce = lease.map(|lease| lease.nonce);
