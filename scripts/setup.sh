@@ -8,6 +8,7 @@ packages=(
     qemu-system-x86    # the VMM
     qemu-utils         # qemu-img, which makes volumes
     e2fsprogs          # mke2fs, which builds root disks
+    xfsprogs           # mkfs.xfs, for tests of volumes on a file system that can share blocks
     kmod               # depmod, which says what kernel modules need
     nftables iproute2  # what the network tests look with
     busybox-static     # the smallest image there is
@@ -15,6 +16,7 @@ packages=(
     skopeo             # pushes images and makes archives
     mmdebstrap         # builds a real distribution's tree
     zstd jq curl openssl
+    sqlite3            # a database whose volume loses its power
     strace             # what the server runs and syncs during a start
     systemd            # systemd-analyze, which checks the unit; it is not started
     python3-venv       # schemathesis, which makes up requests to the API

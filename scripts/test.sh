@@ -7,7 +7,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
 # The images that take long are built before any test waits for them.
-images=(debian kernel-user systemd)
+images=(debian kernel-user systemd postgres)
 if [[ -n ${CADDIS_SOAK:-} ]]; then
     scripts/setup.sh podman crun catatonit
     images+=(services)

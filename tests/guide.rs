@@ -13,9 +13,10 @@ use caddis_testkit::{
 #[tokio::test]
 async fn the_commands_of_the_guide_run_on_real_vms_as_they_stand_there() -> Result<()> {
     let host = Host::new().await?;
-    // It has the image that the pages take from Docker Hub.
+    // It has the images that the pages take from Docker Hub.
     let registry = Registry::start(&host, RegistryOptions::default())?;
     registry.push(&images::web()?, "nginx:latest")?;
+    registry.push(&images::postgres()?, "postgres:17")?;
     let options = Options {
         insecure_registries: vec![registry.address().to_owned()],
         arguments: vec!["--default-registry".to_owned(), registry.address().to_owned()],

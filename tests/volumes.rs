@@ -2,10 +2,8 @@
 
 use std::{
     fs,
-    io::Write as _,
     os::unix::fs::symlink,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
     sync::Arc,
     time::Duration,
 };
@@ -19,13 +17,16 @@ use caddis_guest_protocol::{
 };
 use caddis_testkit::{DEADLINE, run};
 use caddis_vmm::{
-    Disk, DiskFormat, DiskRole, LaunchSpec, Passphrase, Pause, PoolUse, StartKind, Vm, Vmm,
-    VolumeDisk, contract::Fixture,
+    Backing, Disk, DiskFormat, DiskRole, LaunchSpec, Passphrase, Pause, PoolUse, StartKind, Vm,
+    Vmm, VolumeDisk, contract::Fixture,
 };
 use caddis_volume::{Filesystem, Growth, SizeGib, VolumeId};
 use tokio::{sync::mpsc, time::timeout};
 
 use crate::driver::{NONE, ONE, QemuHost, until_warm};
+
+mod input_output;
+mod snapshots;
 
 const ROOT_BYTES: u64 = 1 << 30;
 const GIB: u64 = 1 << 30;
@@ -34,6 +35,29 @@ const BUSY: &str = "trap 'exit 7' INT; mkdir -p /data/below; mount -t tmpfs none
                     (cd /data; while :; do echo x >>busy; done) & \
                     setsid sh -c 'exec >/data/held; while :; do echo y; done' & \
                     echo ready; while :; do sleep 1; done";
+
+/// A file system of its own for the volumes, which can be filled.
+struct Small(PathBuf);
+
+impl Small {
+    /// Moves all volumes of a host there.
+    fn mount(host: &QemuHost) -> Result<Self> {
+        let (place, made) = (host.data.join("volumes"), host.data.join("made"));
+        run(["cp", "-a", &place.to_string_lossy(), &made.to_string_lossy()])?;
+        let words = ["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs"];
+        run(words.into_iter().chain([&*place.to_string_lossy()]))?;
+        let small = Self(place);
+        run(["cp", "-a", &made.join(".").to_string_lossy(), &small.0.to_string_lossy()])?;
+        Ok(small)
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        // What is still there is said by the host's own end.
+        let _ = run(["umount", "-l", &self.0.to_string_lossy()]);
+    }
+}
 
 struct Connect(Arc<dyn Vm>);
 
@@ -45,30 +69,32 @@ impl Connector for Connect {
 }
 
 /// A volume of a machine: which, where, and what it holds.
-struct Mount<'a> {
+pub struct Mount<'a> {
     volume: &'a VolumeId,
     path: &'a str,
     filesystem: VolumeFilesystem,
 }
 
-fn ext4<'a>(volume: &'a VolumeId, path: &'a str) -> Mount<'a> {
+pub fn ext4<'a>(volume: &'a VolumeId, path: &'a str) -> Mount<'a> {
     Mount { volume, path, filesystem: VolumeFilesystem::Ext4 }
 }
 
 /// A machine, with a root disk of busybox.
-struct Machine<'a> {
+pub struct Machine<'a> {
     host: &'a QemuHost,
     driver: &'a dyn Vmm,
-    spec: LaunchSpec,
+    pub spec: LaunchSpec,
     user: &'a str,
     argv: Vec<String>,
     files: Vec<FileSpec>,
     /// Its program is process 1 of namespaces of its own.
     is_process_1: bool,
+    /// What its first volume is restored from.
+    backing: Option<Backing>,
 }
 
 impl<'a> Machine<'a> {
-    fn new(host: &'a QemuHost, driver: &'a dyn Vmm, id: &str) -> Result<Self> {
+    pub fn new(host: &'a QemuHost, driver: &'a dyn Vmm, id: &str) -> Result<Self> {
         let directory = host.data.join("machines").join(id);
         fs::create_dir_all(&directory)?;
         let format = DiskFormat::Overlay(base(host)?);
@@ -82,16 +108,18 @@ impl<'a> Machine<'a> {
             cpu_weight: 100,
             disks: vec![disk],
             volumes: Vec::new(),
+            volume_limits: None,
             mac: "02:00:00:00:00:02".to_owned(),
             kernel_args: Vec::new(),
             not_warm: false,
             saved: None,
         };
         let argv = ["sleep", "1000000"].map(str::to_owned).to_vec();
-        Ok(Self { host, driver, spec, user: "", argv, files: Vec::new(), is_process_1: false })
+        let (files, backing) = (Vec::new(), None);
+        Ok(Self { host, driver, spec, user: "", argv, files, is_process_1: false, backing })
     }
 
-    async fn launch(&self, mounts: &[Mount<'_>]) -> Result<(Arc<dyn Vm>, Vec<MountSpec>)> {
+    pub async fn launch(&self, mounts: &[Mount<'_>]) -> Result<(Arc<dyn Vm>, Vec<MountSpec>)> {
         let (mut spec, mut specs) = (self.spec.clone(), Vec::new());
         if spec.saved.is_none() {
             self.driver.create_disk(&spec.disks[0], &[])?;
@@ -107,7 +135,8 @@ impl<'a> Machine<'a> {
                 size,
             });
             let file = Arc::new(writer.into_descriptor());
-            spec.volumes.push(VolumeDisk { index, file, passphrase: key, size, backing: None });
+            let backing = self.backing.clone().filter(|_| index == 0);
+            spec.volumes.push(VolumeDisk { index, file, passphrase: key, size, backing });
         }
         let seat = self.driver.prepare(spec).await?;
         let tap = if seat.has_tap() { None } else { self.host.tap(&seat.slot().tap_name()) };
@@ -115,7 +144,7 @@ impl<'a> Machine<'a> {
     }
 
     /// Opens a volume, which may still be in the hands of a process that is being started.
-    async fn open(&self, volume: &VolumeId) -> Result<caddis_volume::Writer> {
+    pub async fn open(&self, volume: &VolumeId) -> Result<caddis_volume::Writer> {
         let opened = async {
             loop {
                 match self.host.volumes().open_writer(volume, "a test").await {
@@ -132,6 +161,11 @@ impl<'a> Machine<'a> {
     /// Starts it, and waits until its program runs or never will.
     async fn start(&self, mounts: &[Mount<'_>]) -> Result<Running> {
         let (vm, mounts) = self.launch(mounts).await?;
+        self.configure(vm, mounts).await
+    }
+
+    /// Tells a VM that was launched that it is this machine, and waits likewise.
+    pub async fn configure(&self, vm: Arc<dyn Vm>, mounts: Vec<MountSpec>) -> Result<Running> {
         let (session, mut events) = Session::open(Arc::new(Connect(vm.clone())), 0);
         let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
         session
@@ -175,11 +209,11 @@ impl<'a> Machine<'a> {
 }
 
 /// A VM whose program runs, or failed to.
-struct Running {
-    vm: Arc<dyn Vm>,
+pub struct Running {
+    pub vm: Arc<dyn Vm>,
     session: Session,
     events: mpsc::Receiver<GuestEvent>,
-    failure: Option<String>,
+    pub failure: Option<String>,
 }
 
 impl Running {
@@ -202,7 +236,7 @@ impl Running {
         Ok((outcome.code, String::from_utf8(said)?.trim().to_owned()))
     }
 
-    async fn shell(&self, line: &str) -> Result<String> {
+    pub async fn shell(&self, line: &str) -> Result<String> {
         let (code, said) = self.try_shell(line).await?;
         ensure!(code == 0, "{line}: {code}: {said}");
         Ok(said)
@@ -236,7 +270,7 @@ impl Running {
     }
 
     /// As a crash of the host's process does it.
-    async fn kill(self) -> Result<()> {
+    pub async fn kill(self) -> Result<()> {
         self.session.close();
         self.vm.kill().await?;
         timeout(DEADLINE, self.vm.wait()).await?;
@@ -245,7 +279,7 @@ impl Running {
 }
 
 /// Has a test that fails say why before its host complains of what it has left.
-async fn on_a_host(test: impl AsyncFnOnce(&QemuHost) -> Result<()>) {
+pub async fn on_a_host(test: impl AsyncFnOnce(&QemuHost) -> Result<()>) {
     let host = QemuHost::new().await;
     if let Err(error) = test(&host).await {
         panic!("{error:?}");
@@ -276,7 +310,7 @@ fn base(host: &QemuHost) -> Result<PathBuf> {
     Ok(image)
 }
 
-fn disk_of(host: &QemuHost, volume: &VolumeId) -> PathBuf {
+pub fn disk_of(host: &QemuHost, volume: &VolumeId) -> PathBuf {
     host.data.join("volumes/volumes").join(volume.as_str()).join("disk.qcow2")
 }
 
@@ -358,77 +392,6 @@ async fn what_was_synced_outlives_a_killed_vm_however_the_next_one_starts() {
         Ok(())
     })
     .await;
-}
-
-/// `fdatasync` of a process, counted.
-struct Counted {
-    strace: Child,
-    output: PathBuf,
-}
-
-impl Counted {
-    async fn begin(host: &QemuHost, pid: u32) -> Result<Self> {
-        let output = host.data.join("strace");
-        let mut strace = Command::new("strace")
-            .args(["-f", "-y", "-e", "trace=fdatasync,fsync,sync_file_range", "-o"])
-            .arg(&output)
-            .args(["-p", &pid.to_string()])
-            .stderr(Stdio::piped())
-            .spawn()
-            .context("scripts/setup.sh installs what tests need")?;
-        // It says so when it is there.
-        let said = strace.stderr.take().context("its standard error")?;
-        let attached = tokio::task::spawn_blocking(move || {
-            use std::io::{BufRead as _, BufReader};
-            BufReader::new(said).lines().next()
-        });
-        attached.await?.context("strace has ended")??;
-        Ok(Self { strace, output })
-    }
-
-    fn end(mut self) -> Result<usize> {
-        let pid = i32::try_from(self.strace.id())?;
-        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGINT)?;
-        self.strace.wait()?;
-        let text = fs::read_to_string(&self.output)?;
-        Ok(text
-            .lines()
-            .filter(|line| line.contains("fdatasync(") && line.contains("qcow2"))
-            .count())
-    }
-}
-
-#[tokio::test]
-async fn a_sync_of_a_program_is_one_of_the_volume_s_file_and_of_no_other() {
-    on_a_host(async |host| {
-    const SYNCS: usize = 40;
-    let volume = host.create_volume("vol_a", Filesystem::Ext4, false).await;
-    let driver = host.qemu(NONE);
-    let machine = Machine::new(host, &driver, "m1")?;
-    let vm = machine.start(&[ext4(&volume, "/data")]).await?;
-    ensure!(vm.failure.is_none(), "{:?}", vm.failure);
-    let write = |place: &str| {
-        format!(
-            "for n in $(seq {SYNCS}); do dd if=/dev/zero of={place}/$n bs=4k count=1 conv=fsync \
-             2>/dev/null; done"
-        )
-    };
-    let counted = Counted::begin(host, vm.vm.pid()).await?;
-    vm.shell(&write("/tmp")).await?;
-    let of_root = counted.end()?;
-    let counted = Counted::begin(host, vm.vm.pid()).await?;
-    vm.shell(&write("/data")).await?;
-    let of_volume = counted.end()?;
-    ensure!(of_volume >= SYNCS, "{of_volume} of {SYNCS}");
-    // The journal of the volume, which is written every few seconds, may be in between.
-    ensure!(
-        of_root < of_volume / 2,
-        "{of_root} of {of_volume}: the root disk is blank at the next start"
-    );
-    vm.kill().await?;
-    driver.close().await;
-    Ok(())
-}).await;
 }
 
 #[tokio::test]
@@ -721,56 +684,4 @@ fn is_clean_but_mounted(host: &QemuHost, volume: &VolumeId) -> Result<()> {
     let shown = run(["debugfs", "-R", "cat /a", &raw.to_string_lossy()])?;
     ensure!(shown.trim() == "a", "{shown}");
     Ok(())
-}
-
-/// A file system of its own for the volumes, which can be filled.
-struct Small(PathBuf);
-
-impl Small {
-    /// Moves all volumes of a host there.
-    fn mount(host: &QemuHost) -> Result<Self> {
-        let (place, made) = (host.data.join("volumes"), host.data.join("made"));
-        run(["cp", "-a", &place.to_string_lossy(), &made.to_string_lossy()])?;
-        let words = ["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs"];
-        run(words.into_iter().chain([&*place.to_string_lossy()]))?;
-        let small = Self(place);
-        run(["cp", "-a", &made.join(".").to_string_lossy(), &small.0.to_string_lossy()])?;
-        Ok(small)
-    }
-}
-
-impl Drop for Small {
-    fn drop(&mut self) {
-        // What is still there is said by the host's own end.
-        let _ = run(["umount", "-l", &self.0.to_string_lossy()]);
-    }
-}
-
-#[tokio::test]
-async fn on_a_full_disk_programs_wait_until_there_is_room() {
-    on_a_host(async |host| {
-        let volume = host.create_volume("vol_a", Filesystem::Ext4, false).await;
-        let small = Small::mount(host)?;
-        let driver = host.qemu(NONE);
-        let machine = Machine::new(host, &driver, "m1")?;
-        let vm = machine.start(&[ext4(&volume, "/data")]).await?;
-        ensure!(vm.failure.is_none(), "{:?}", vm.failure);
-        let filler = small.0.join("filler");
-        let mut file = fs::File::create(&filler)?;
-        while file.write_all(&[1; 4096]).is_ok() {}
-        let line = "(dd if=/dev/urandom of=/tmp/a bs=1M count=8; cp /tmp/a /data/a; sync; \
-                echo 3 >/proc/sys/vm/drop_caches; cmp /tmp/a /data/a && echo same >/tmp/said) \
-                >/dev/null 2>&1 &";
-        vm.shell(line).await?;
-        let mut pause = vm.vm.pause();
-        timeout(DEADLINE, pause.wait_for(|pause| *pause == Some(Pause::DiskFull))).await??;
-        fs::remove_file(&filler)?;
-        drop(file);
-        vm.vm.unpause().await?;
-        vm.shell("while ! [ -e /tmp/said ]; do sleep 0.1; done").await?;
-        vm.kill().await?;
-        driver.close().await;
-        Ok(())
-    })
-    .await;
 }

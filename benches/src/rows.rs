@@ -17,6 +17,7 @@ mod routes;
 mod start;
 mod stop;
 mod suspend;
+mod volume;
 mod wake;
 
 use anyhow::Result;
@@ -59,6 +60,8 @@ pub enum Row {
     Engine,
     /// A worker that is started again.
     Recovery,
+    /// I/O of volumes, beside plain QEMU.
+    Volume,
     /// QEMU and the kernel alone.
     Kernel,
 }
@@ -91,6 +94,7 @@ impl Row {
             Self::Idle => idle::measure(bench).await,
             Self::Engine => engine::measure(bench).await,
             Self::Recovery => recovery::measure(bench).await,
+            Self::Volume => volume::measure(bench).await,
             Self::Kernel => kernel::measure(bench).await,
         }
     }

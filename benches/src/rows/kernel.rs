@@ -20,10 +20,10 @@ use crate::{
 
 /// As the driver has it for VMs (`caddis-vmm`, boot arguments), with a first program that isn't
 /// there.
-const KERNEL_ARGUMENTS: &str = "quiet cryptomgr.notests 8250.nr_uarts=1 i8042.noaux i8042.nomux \
-                                i8042.nopnp i8042.dumbkbd random.trust_cpu=on no_timer_check lsm= \
-                                audit=0 mitigations=off reboot=t panic=-1 tsc=reliable \
-                                rdinit=/none root=/dev/none";
+pub(super) const KERNEL_ARGUMENTS: &str = "quiet cryptomgr.notests 8250.nr_uarts=1 \
+     i8042.noaux i8042.nomux i8042.nopnp i8042.dumbkbd \
+     random.trust_cpu=on no_timer_check lsm= audit=0 mitigations=off reboot=t panic=-1 \
+     tsc=reliable rdinit=/none root=/dev/none";
 
 /// Measures the row.
 ///
@@ -60,7 +60,7 @@ pub async fn measure(bench: &mut Bench) -> Result<()> {
     Ok(())
 }
 
-fn file(directory: &Path, prefix: &str) -> Result<PathBuf> {
+pub(super) fn file(directory: &Path, prefix: &str) -> Result<PathBuf> {
     let entries =
         std::fs::read_dir(directory).with_context(|| format!("reading {}", directory.display()))?;
     let fits = |path: &PathBuf| {
@@ -71,7 +71,7 @@ fn file(directory: &Path, prefix: &str) -> Result<PathBuf> {
 }
 
 /// Without it the kernel measures the clock itself, and on a busy host wrongly.
-fn clock_khz() -> Result<u64> {
+pub(super) fn clock_khz() -> Result<u64> {
     let text = std::fs::read_to_string("/proc/cpuinfo").context("reading /proc/cpuinfo")?;
     let line = text
         .lines()

@@ -1,7 +1,9 @@
 //! A request through the proxy to a machine that is suspended, or stopped, until the first byte of
 //! the answer; in the same rounds the plain resume until `started`, and the plain start until the
 //! program listens and says so. Right after these a request goes straight to the machine: what of
-//! the difference is the machine's own first answer, and not the proxy's.
+//! the difference is the machine's own first answer, and not the proxy's. In another turn of the
+//! round nothing waits for `started`: the machine is asked straight from the request for its start
+//! on, as fast as can be, which is the least that a request through any proxy could take.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -9,8 +11,12 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use futures::{StreamExt as _, stream::FuturesUnordered};
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpSocket, TcpStream},
+};
 
 use crate::{
     bench::Bench,
@@ -27,6 +33,8 @@ use crate::{
 const PROXY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 8080);
 /// Time between a suspend and what resumes after it.
 const REST: Duration = Duration::from_millis(500);
+/// A further attempt to connect to the machine itself begins after so long.
+const ATTEMPT: Duration = Duration::from_millis(20);
 /// For the proxy to hear of a new machine.
 const TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -48,6 +56,8 @@ struct Times {
     plain: Vec<f64>,
     /// The plain one and a request after it.
     answered: Vec<f64>,
+    /// A plain one that is not waited for, and a request beside it.
+    direct: Vec<f64>,
 }
 
 /// Measures the row.
@@ -83,6 +93,10 @@ pub async fn measure(bench: &mut Bench) -> Result<()> {
             sleep.plain(&server, &machine, address, times).await?;
             sleep.begin(&server, &machine).await?;
             sleep.before(&server);
+            times.direct.push(directly(&server, &machine, address).await?);
+            sleep.check(&machine).await?;
+            sleep.begin(&server, &machine).await?;
+            sleep.before(&server);
             let began = Instant::now();
             first_byte(&server, PROXY).await?;
             times.woken.push(milliseconds(began));
@@ -108,7 +122,16 @@ fn add_lines(report: &mut Report, state: &str, plain: &str, times: &Times) {
     report.samples(&format!("wake-{state}-plain"), &text, "ms", none, &times.plain);
     let text = "beside it: the same, and then a request straight to the machine";
     report.samples(&format!("wake-{state}-direct"), text, "ms", none, &times.answered);
+    let text = "beside it: request for its start, to first byte of what the machine says when it \
+                is asked straight and at once";
+    report.samples(&format!("wake-{state}-least"), text, "ms", none, &times.direct);
     let text = format!("what a request to a {state} machine takes longer than that");
+    let longer = differences(&times.woken, &times.direct);
+    report.samples(&format!("wake-{state}-adds-least"), &text, "ms", none, &longer);
+    let text = format!(
+        "what a request to a {state} machine takes longer than one straight to it after \
+                 its plain start"
+    );
     let longer = differences(&times.woken, &times.answered);
     let most = Promise::AtMost(10.0);
     report.samples(&format!("wake-{state}-adds-direct"), &text, "ms", most, &longer);
@@ -182,6 +205,36 @@ impl Sleep {
     }
 }
 
+/// Milliseconds from the request for a start to the first byte that the machine itself answers.
+async fn directly(server: &Server, machine: &Machine, address: SocketAddr) -> Result<f64> {
+    let began = Instant::now();
+    let asking = async {
+        until_it_answers(server, address).await?;
+        anyhow::Ok(milliseconds(began))
+    };
+    let ((), took) = tokio::try_join!(machine.post("start", ""), asking)?;
+    machine.wait("started").await?;
+    Ok(took)
+}
+
+/// Asks until there is an answer. What is dropped before the machine's network is up is sent again
+/// after a second only, so there are several attempts at once.
+async fn until_it_answers(server: &Server, address: SocketAddr) -> Result<()> {
+    let began = Instant::now();
+    let mut attempts = FuturesUnordered::new();
+    while began.elapsed() < TIMEOUT {
+        // A socket stays in the network that it was made in.
+        let socket = server.place().run(TcpSocket::new_v4)??;
+        attempts.push(socket.connect(address));
+        match tokio::time::timeout(ATTEMPT, attempts.next()).await {
+            Ok(Some(Ok(stream))) => return answer(stream, address).await,
+            Ok(_) => tokio::time::sleep(Duration::from_millis(1)).await,
+            Err(_) => {}
+        }
+    }
+    anyhow::bail!("{address} does not answer")
+}
+
 fn private_address(machine: &Value) -> Result<SocketAddr> {
     let address = machine["private_ipv4"].as_str().context("a machine without private_ipv4")?;
     Ok((address.parse::<Ipv4Addr>()?, 80).into())
@@ -189,7 +242,10 @@ fn private_address(machine: &Value) -> Result<SocketAddr> {
 
 /// Asks over a new connection and returns with the first byte of a good answer.
 async fn first_byte(server: &Server, address: SocketAddr) -> Result<()> {
-    let mut stream = connect_in(server.place(), address)?;
+    answer(connect_in(server.place(), address)?, address).await
+}
+
+async fn answer(mut stream: TcpStream, address: SocketAddr) -> Result<()> {
     let request =
         format!("GET / HTTP/1.1\r\nhost: {APP}.localhost:8080\r\nconnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await?;

@@ -130,6 +130,11 @@ impl ApiError {
         Self::new(ErrorCode::NotFound, "volume not found")
     }
 
+    /// 404.
+    pub fn snapshot_not_found() -> Self {
+        Self::new(ErrorCode::NotFound, "snapshot not found")
+    }
+
     /// 412 `failed_precondition: …`.
     pub fn precondition(message: impl std::fmt::Display) -> Self {
         Self::new(ErrorCode::FailedPrecondition, format!("failed_precondition: {message}"))

@@ -221,16 +221,60 @@ const REQUEST: &[&str] = &[
     "lsvd",
 ];
 
+/// Fields of a request to create a volume.
+const NEW_VOLUME: &[&str] = &[
+    "name",
+    "region",
+    "size_gb",
+    "encrypted",
+    "require_unique_zone",
+    "unique_zone_app_wide",
+    "snapshot_retention",
+    "auto_backup_enabled",
+    "fstype",
+    "snapshot_id",
+    "source_volume_id",
+    "compute",
+    "compute_image",
+    "machines_only",
+];
+
+/// Fields of a request to update a volume.
+const VOLUME_UPDATE: &[&str] = &["snapshot_retention", "auto_backup_enabled"];
+
 fn fields(of: &str) -> Option<&'static [&'static str]> {
     FIELDS.iter().find(|(path, _)| *path == of).map(|(_, fields)| *fields)
 }
 
 /// A line for each field of a request's body that has no meaning.
 pub fn unknown_of_request<'a>(names: impl IntoIterator<Item = &'a str>) -> Vec<String> {
-    let unknown = names.into_iter().filter(|name| !REQUEST.contains(name)).take(MOST);
+    unknown_beside(names, REQUEST, elsewhere)
+}
+
+/// The same, of a request to create a volume.
+pub fn unknown_of_new_volume<'a>(names: impl IntoIterator<Item = &'a str>) -> Vec<String> {
+    unknown_beside(names, NEW_VOLUME, |_| None)
+}
+
+/// The same, of a request to update a volume. What only a create or an extend changes is told as
+/// such.
+pub fn unknown_of_volume_update<'a>(names: impl IntoIterator<Item = &'a str>) -> Vec<String> {
+    let elsewhere = |name: &str| match name {
+        "size_gb" => Some("; use extend".to_owned()),
+        name => NEW_VOLUME.contains(&name).then(|| "; only a create sets it".to_owned()),
+    };
+    unknown_beside(names, VOLUME_UPDATE, elsewhere)
+}
+
+fn unknown_beside<'a>(
+    names: impl IntoIterator<Item = &'a str>,
+    known: &[&str],
+    elsewhere: impl Fn(&str) -> Option<String>,
+) -> Vec<String> {
+    let unknown = names.into_iter().filter(|name| !known.contains(name)).take(MOST);
     unknown
         .map(|name| {
-            let hint = hint(name, REQUEST).or_else(|| elsewhere(name));
+            let hint = hint(name, known).or_else(|| elsewhere(name));
             format!("{} is not known and has no effect{}", shown(name), hint.unwrap_or_default())
         })
         .collect()
@@ -304,9 +348,12 @@ fn elsewhere(name: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use serde_json::json;
 
     use super::*;
+    use crate::volume::{CreateVolumeRequest, UpdateVolumeRequest};
 
     #[test]
     fn unknown_fields_are_told_with_the_near_one_at_any_depth() {
@@ -359,6 +406,28 @@ mod tests {
         let many: serde_json::Map<_, _> =
             (0..1000).map(|number| (format!("x{number}"), json!(1))).collect();
         assert_eq!(unknown(&Value::Object(many)).len(), MOST);
+    }
+
+    #[test]
+    fn fields_of_volumes_are_those_of_their_requests() {
+        let names = |value: Value| -> BTreeSet<String> {
+            value.as_object().unwrap().keys().cloned().collect()
+        };
+        let known = |fields: &[&str]| fields.iter().map(|&field| field.to_owned()).collect();
+        assert_eq!(names(json!(CreateVolumeRequest::default())), known(NEW_VOLUME));
+        assert_eq!(names(json!(UpdateVolumeRequest::default())), known(VOLUME_UPDATE));
+        assert_eq!(
+            unknown_of_new_volume(["name", "size"]),
+            ["size is not known and has no effect; did you mean size_gb?"]
+        );
+        assert_eq!(
+            unknown_of_volume_update(["snapshot_retention", "size_gb", "fstype", "x"]),
+            [
+                "size_gb is not known and has no effect; use extend",
+                "fstype is not known and has no effect; only a create sets it",
+                "x is not known and has no effect"
+            ]
+        );
     }
 
     #[test]

@@ -2,7 +2,8 @@
 
 use std::ops::RangeInclusive;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
+use serde_json::Number;
 use utoipa::ToSchema;
 
 use crate::{
@@ -159,13 +160,27 @@ impl VolumeState {
 
     /// Whether a machine can have it.
     pub fn is_mountable(self) -> bool {
-        matches!(self, Self::Creating | Self::Created | Self::Extending | Self::Hydrating)
+        use VolumeState as S;
+        matches!(self, S::Creating | S::Created | S::Extending | S::Restoring | S::Hydrating)
     }
 
     /// Whether it is deleted.
     pub fn is_deleted(self) -> bool {
         matches!(self, Self::PendingDestroy | Self::Destroyed)
     }
+}
+
+/// Reads a size, GiB, and tells of one that can't be the same as of others.
+fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    let number = Number::deserialize(deserializer)?;
+    let size = number.as_u64().and_then(|size| u32::try_from(size).ok());
+    size.ok_or_else(|| D::Error::custom(format!("must be between 1 and {MAX_VOLUME_GIB}")))
+}
+
+fn wanted_size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Error> {
+    #[derive(Deserialize)]
+    struct Size(#[serde(deserialize_with = "size")] u32);
+    Ok(Option::<Size>::deserialize(deserializer)?.map(|Size(size)| size))
 }
 
 /// What is on a new volume.
@@ -177,6 +192,16 @@ pub enum Filesystem {
     Ext4,
     /// Zeroes: the path of the mount is a block device.
     Raw,
+}
+
+impl Filesystem {
+    /// As it is on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ext4 => "ext4",
+            Self::Raw => "raw",
+        }
+    }
 }
 
 /// What is in progress on a volume, or has failed.
@@ -193,6 +218,17 @@ pub struct VolumeOperation {
     /// Why it failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+}
+
+/// Reply of a create or update.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ChangedVolume {
+    /// The volume.
+    #[serde(flatten)]
+    pub volume: Volume,
+    /// Fields of the request that have no effect on this server. Caddis extension.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 /// A volume in the list of an organization's volumes.
@@ -234,9 +270,10 @@ pub struct CreateVolumeRequest {
     pub name: String,
     /// Region expression; default is any.
     pub region: Option<String>,
-    /// Size, GiB, 1 to 500; 3 when absent, or that of the source.
+    /// Size, GiB, 1 to 500; 3 when absent, or that of the source or snapshot.
+    #[serde(deserialize_with = "wanted_size")]
     pub size_gb: Option<u32>,
-    /// Default is true, or as the source is.
+    /// Default is true. That of the source or snapshot where there is one.
     pub encrypted: Option<bool>,
     /// Not on a host that has a volume of this name and app. Default is true, which is not insisted
     /// on where the region has one host.
@@ -247,9 +284,9 @@ pub struct CreateVolumeRequest {
     pub snapshot_retention: Option<u32>,
     /// Whether a snapshot is taken each day; default is true.
     pub auto_backup_enabled: Option<bool>,
-    /// What is on it; `ext4` when absent, or that of the source.
+    /// What is on it; `ext4` when absent, or that of the source or snapshot.
     pub fstype: Option<String>,
-    /// A snapshot to make it from.
+    /// A snapshot to make it from, of any volume of the same organization.
     pub snapshot_id: Option<String>,
     /// A volume of the same app to copy.
     pub source_volume_id: Option<String>,
@@ -326,6 +363,7 @@ pub struct UpdateVolumeRequest {
 #[schema(example = json!({ "size_gb": 10 }))]
 pub struct ExtendVolumeRequest {
     /// The new size as a whole, GiB: larger than it is, up to 500.
+    #[serde(deserialize_with = "size")]
     pub size_gb: u32,
 }
 

@@ -71,11 +71,11 @@ pub async fn backup(arguments: &BackupArguments) -> Result<()> {
         arguments.data_dir.display(),
         arguments.file.display()
     );
-    println!("The data of volumes is not included");
+    println!("The data of volumes and snapshots is not included");
     if !with_key {
         println!(
-            "The installation key, which decrypts what is encrypted there, is not included: use \
-             --with-key to include it"
+            "The installation key, without which neither encrypted volumes nor snapshots can be \
+             read, is not included: use --with-key to include it"
         );
     }
     Ok(())

@@ -7,7 +7,6 @@ use std::{
 };
 
 use anyhow::Result;
-use caddis_cli::SERVER_FILE;
 use caddis_network::Network;
 use caddis_vmm::{
     boot::{self, BootSource},
@@ -27,6 +26,7 @@ use crate::{
 };
 
 mod services;
+mod snapshots;
 
 /// What has not been tested by the project. KVM, a live systemd and cgroup v2 are tested on an
 /// emulated AMD processor (`make test-host`).
@@ -96,8 +96,9 @@ struct Report {
 pub async fn run(arguments: DoctorArguments) -> Result<ExitCode> {
     let settings = arguments.serve.resolve()?;
     let (server, network) = (server(&settings.data_dir).await, network(&settings).await);
+    let snapshots = snapshots::check(&settings).await;
     let mut checks = tokio::task::spawn_blocking(move || checks(&settings)).await?;
-    checks.push(network);
+    checks.extend([snapshots, network]);
     checks.extend(server);
     let ok = checks.iter().all(|check| check.status != Status::Failed);
     let report = Report { ok, checks, not_yet_tested: NOT_YET_TESTED };
@@ -393,11 +394,11 @@ async fn network(settings: &Settings) -> Check {
 
 fn port(settings: &Settings) -> Check {
     let name = "port";
+    if let Some(server) = services::running(settings) {
+        return Check::ok(name, format!("{} is served by caddis", server.url));
+    }
     match TcpListener::bind(settings.listen) {
         Ok(_) => Check::ok(name, format!("{} is free", settings.listen)),
-        Err(_) if settings.data_dir.join(SERVER_FILE).exists() => {
-            Check::ok(name, format!("{} is served by caddis", settings.listen))
-        }
         Err(error) => Check::failed(
             name,
             format!("{}: {error}", settings.listen),

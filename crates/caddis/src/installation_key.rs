@@ -5,6 +5,7 @@ use std::{fs, io, os::unix::fs::MetadataExt as _, path::Path};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
+use caddis_snapshot::StoreKey;
 use rand::RngCore as _;
 use sha2::{Digest as _, Sha256};
 
@@ -100,6 +101,14 @@ impl InstallationKey {
     /// The key, as volumes take it.
     pub fn of_volumes(&self) -> caddis_volume::InstallationKey {
         caddis_volume::InstallationKey::new(self.0, self.id())
+    }
+
+    /// What snapshots are encrypted with.
+    ///
+    /// # Errors
+    /// When it can't be derived.
+    pub fn of_snapshots(&self) -> Result<StoreKey> {
+        Ok(StoreKey { bytes: self.of_volumes().derive("snapshots")?, id: self.id() })
     }
 
     /// By what one key is told from another, without giving anything of it away: 16 hexadecimal

@@ -3,6 +3,7 @@
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
     io::Write as _,
+    net::SocketAddr,
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     sync::mpsc,
@@ -23,6 +24,7 @@ pub const IMAGES: &str = "images";
 pub const BOOT: &str = "boot";
 pub const TEMPLATES: &str = "templates";
 pub const VOLUMES: &str = "volumes";
+pub const SNAPSHOTS: &str = "snapshots";
 pub const ROOT_TOKEN: &str = "root.token";
 pub const INSTALLATION_KEY: &str = "installation.key";
 pub const RESERVE: &str = "reserve";
@@ -85,8 +87,8 @@ impl Instance {
     }
 
     /// Says where the server is, for the command line.
-    pub fn announce(&self, url: &str, host: &str) -> Result<()> {
-        let file = ServerFile { url: url.to_owned(), host: Some(host.to_owned()) };
+    pub fn announce(&self, url: &str, host: &str, services: Vec<SocketAddr>) -> Result<()> {
+        let file = ServerFile { url: url.to_owned(), host: Some(host.to_owned()), services };
         fs::write(self.path(SERVER_FILE), serde_json::to_vec(&file)?)
             .context("can't write the server's address")
     }

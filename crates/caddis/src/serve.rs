@@ -16,6 +16,7 @@ use caddis_gateway::{Gateway, GatewayParts};
 use caddis_image::{ImageStore, ImageStoreConfig};
 use caddis_names::InternalNames;
 use caddis_network::{Network, NetworkConfig, PublicAddresses};
+use caddis_snapshot::SnapshotStore;
 use caddis_vmm::{
     Accelerator, Qemu, QemuConfig, SlotPool,
     boot::{self, BootSource},
@@ -23,7 +24,9 @@ use caddis_vmm::{
     slot::SlotPoolConfig,
 };
 use caddis_volume::{StoreConfig, VolumeError, VolumeStore};
-use caddis_worker::{Clock, Drivers, NetworkProber, Worker, WorkerConfig, WorkerParts};
+use caddis_worker::{
+    Clock, Drivers, NetworkProber, Worker, WorkerConfig, WorkerParts, host::NbdExports,
+};
 use tokio::{net::TcpListener, signal::unix::SignalKind, task::spawn_blocking};
 use tracing::{info, warn};
 
@@ -119,18 +122,23 @@ async fn start(
         format!("can't listen on {}; choose another address with --listen", settings.listen)
     })?;
     let address = listener.local_addr()?;
-    let volumes = open_volumes(settings, instance, key).await?;
+    let files = Files {
+        volumes: open_volumes(settings, instance, key).await?,
+        snapshots: open_snapshots(settings, key)?,
+    };
     let starting = Server::start(
         settings,
         instance,
         address,
         max_connections,
-        volumes,
+        files,
         reserve,
         public_addresses,
     );
     let server = starting.await?;
-    instance.announce(&url(address), server.worker.id().as_str())?;
+    let services = server.traffic.listeners().map(|(http, https)| vec![http, https]);
+    let host = server.worker.id().as_str();
+    instance.announce(&url(address), host, services.unwrap_or_default())?;
     Ok((listener, address, server))
 }
 
@@ -202,6 +210,12 @@ impl Signals {
     }
 }
 
+/// Where the data of apps is.
+struct Files {
+    volumes: VolumeStore,
+    snapshots: SnapshotStore,
+}
+
 struct Server {
     gateway: Gateway,
     worker: Worker,
@@ -214,7 +228,7 @@ impl Server {
         instance: &Instance,
         address: SocketAddr,
         max_connections: usize,
-        volumes: VolumeStore,
+        files: Files,
         reserve: Arc<Reserve>,
         public_addresses: &mut Option<PublicAddresses>,
     ) -> Result<Self> {
@@ -248,6 +262,9 @@ impl Server {
             cpu_overcommit: settings.cpu_overcommit,
             memory_overcommit: settings.memory_overcommit,
             disk_overcommit: settings.disk_overcommit,
+            // Who says how much volumes may take may promise more than there is.
+            volume_reserve: settings.volume_gib.is_none().then_some(settings.reserved_disk),
+            volume_throttle: settings.volume_throttle,
             restart_concurrency: settings.restart_concurrency,
             launch_concurrency: LAUNCHES_PER_PROCESSOR
                 * thread::available_parallelism().map_or(1, usize::from),
@@ -261,11 +278,13 @@ impl Server {
         };
         let vmm = Arc::new(vmm);
         let drivers = Drivers {
+            snapshots: Some(files.snapshots),
+            exports: Arc::new(NbdExports),
             vmm: vmm.clone(),
             images: Arc::new(images),
             network: network.clone(),
             prober: Arc::new(NetworkProber::default()),
-            volumes,
+            volumes: files.volumes,
         };
         let worker =
             Worker::start(config, WorkerParts { bus: bus.clone(), drivers, hook: None }).await?;
@@ -350,6 +369,14 @@ async fn open_volumes(
             opened => return opened.context("can't open the volumes"),
         }
     }
+}
+
+/// Opens the snapshots. A store that does not answer is no reason not to start.
+fn open_snapshots(settings: &Settings, key: &InstallationKey) -> Result<SnapshotStore> {
+    let location = settings.snapshots.location()?;
+    info!(store = %location, "snapshots of volumes are kept");
+    let config = caddis_snapshot::StoreConfig { location, key: key.of_snapshots()? };
+    SnapshotStore::open(config).context("can't open the snapshot store")
 }
 
 async fn start_vmm(

@@ -14,8 +14,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::kernels::HostKernels;
 
+mod snapshots;
 mod traffic;
 
+pub use snapshots::SnapshotSettings;
 pub use traffic::{TrafficSettings, of_links};
 
 /// Read when `--config` names no other, if it is there.
@@ -154,6 +156,30 @@ pub struct ServeArguments {
     /// directory's file system].
     #[arg(long, env = "CADDIS_VOLUME_GB", value_name = "GIB")]
     pub volume_gb: Option<u64>,
+    /// Where snapshots of volumes are kept, encrypted: a directory, or S3-compatible storage as
+    /// s3://BUCKET/PREFIX [default: snapshots in the data directory].
+    #[arg(long, env = "CADDIS_SNAPSHOT_STORE", value_name = "WHERE")]
+    pub snapshot_store: Option<String>,
+    /// URL of the S3-compatible service [default: that of AWS].
+    #[arg(long, env = "CADDIS_SNAPSHOT_STORE_ENDPOINT", value_name = "URL")]
+    pub snapshot_store_endpoint: Option<String>,
+    /// Region of the bucket [default: us-east-1].
+    #[arg(long, env = "CADDIS_SNAPSHOT_STORE_REGION", value_name = "NAME")]
+    pub snapshot_store_region: Option<String>,
+    /// File with aws_access_key_id and aws_secret_access_key, as AWS's tools have it [default: the
+    /// environment's AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY].
+    #[arg(long, env = "CADDIS_SNAPSHOT_STORE_CREDENTIALS", value_name = "FILE")]
+    pub snapshot_store_credentials: Option<PathBuf>,
+    /// Limit the I/O of volumes by the size of the machine, from 4000 requests and 16 MiB per
+    /// second for shared-cpu-1x to 32000 and 128 MiB for performance-16x [default: false].
+    #[arg(
+        long,
+        env = "CADDIS_VOLUME_THROTTLE",
+        value_name = "BOOL",
+        num_args = 0..=1,
+        default_missing_value = "true"
+    )]
+    pub volume_throttle: Option<bool>,
     /// Machines started at the same time after the host was down [default: 4].
     #[arg(long, env = "CADDIS_RESTART_CONCURRENCY", value_name = "COUNT")]
     pub restart_concurrency: Option<usize>,
@@ -208,6 +234,8 @@ pub struct Settings {
     pub disk_overcommit: f64,
     /// Space for volumes; none: [`default_volume_gib`].
     pub volume_gib: Option<u64>,
+    pub snapshots: SnapshotSettings,
+    pub volume_throttle: bool,
     pub restart_concurrency: usize,
     pub pool: usize,
     pub log_bytes: u64,
@@ -228,6 +256,8 @@ impl ServeArguments {
         };
         let set = self.over(&file)?;
         let traffic = TrafficSettings::new(&set)?;
+        let data_dir = set.data_dir.clone().unwrap_or_else(default_data_dir);
+        let snapshots = SnapshotSettings::new(&set, &data_dir)?;
         let region = set.region.unwrap_or_else(|| "local".to_owned());
         if region.is_empty()
             || !region.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
@@ -247,7 +277,7 @@ impl ServeArguments {
         let kernel = set.kernel.unwrap_or_else(|| host.kernel());
         let modules = set.modules.unwrap_or_else(|| host.modules(&kernel));
         Ok(Settings {
-            data_dir: set.data_dir.unwrap_or_else(default_data_dir),
+            data_dir,
             listen,
             region: RegionCode::from_trusted(region),
             accelerator: set.accelerator.unwrap_or(AcceleratorChoice::Auto),
@@ -266,6 +296,8 @@ impl ServeArguments {
             memory_overcommit,
             disk_overcommit,
             volume_gib: set.volume_gb,
+            snapshots,
+            volume_throttle: set.volume_throttle.unwrap_or(false),
             restart_concurrency: set.restart_concurrency.unwrap_or(4),
             pool: set.pool.unwrap_or(8),
             log_bytes: set.log_mb.unwrap_or(16).saturating_mul(1 << 20),
@@ -399,6 +431,10 @@ mod tests {
             ServeArguments { rate_limit: Some(-1.0), ..ServeArguments::default() },
             ServeArguments { memory_mb: Some(u64::MAX), ..ServeArguments::default() },
             ServeArguments { config: Some("/no/such/file".into()), ..ServeArguments::default() },
+            ServeArguments {
+                snapshot_store: Some("ftp://host".to_owned()),
+                ..ServeArguments::default()
+            },
             ServeArguments { domain: Some("a b".to_owned()), ..ServeArguments::default() },
             ServeArguments { domain: Some("a..b".to_owned()), ..ServeArguments::default() },
             ServeArguments {

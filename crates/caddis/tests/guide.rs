@@ -49,6 +49,7 @@ const NEED_VMS: &[&str] = &[
     "docs/guide/logs.md",
     "docs/guide/networking.md",
     "docs/guide/operations.md",
+    "docs/guide/postgres.md",
     "docs/guide/shell.md",
     "docs/guide/troubleshooting.md",
 ];
@@ -128,7 +129,8 @@ const DOCS: &str = "
     Platform_placements_post Organizations_list Apps_create Apps_list Apps_show
     App_IPAssignments_create App_IPAssignments_list App_IPAssignments_delete Images_list
     Volumes_create Volumes_get_by_id Volumes_list Volumes_org_list Volumes_update Volumes_extend
-    Volumes_list_snapshots Volume_delete Volumes_undelete
+    createVolumeSnapshot Volumes_list_snapshots Volumes_get_snapshot Volumes_delete_snapshot
+    Volume_delete Volumes_undelete
     Machines_create Machines_wait Machines_show Machines_list Machines_org_list Machines_watch
     Machines_usage Machines_follow_operation Machines_exec Machines_list_processes
     Machines_list_events Machines_list_versions Machines_get_memory Machines_set_memory_limit
@@ -145,9 +147,7 @@ const DOCS: &str = "
     Host_drain Machines_delete Apps_delete";
 
 /// Operations that take an archive, or more than curl: the pages on images and shells have them.
-/// And one that is refused so far.
-const NOT_WITH_CURL: &[&str] =
-    &["Images_import", "Images_delete", "Machines_exec_ws", "createVolumeSnapshot"];
+const NOT_WITH_CURL: &[&str] = &["Images_import", "Images_delete", "Machines_exec_ws"];
 
 /// Standard output of a shell that knows server and token.
 fn shell(server: &FakeServer, script: &str) -> String {
@@ -205,6 +205,9 @@ async fn the_commands_that_a_server_documents_itself_with_work() {
                     );
                     shell(&server, &until_there);
                     names.push(("vol_9vw681egy1jj5xm4".to_owned(), volume));
+                }
+                "createVolumeSnapshot" => {
+                    names.push(("vs_Ql8xbllZOYDSDgo2D7NY".to_owned(), field("id")));
                 }
                 "Machines_create_lease" => names.push(("5f0c2d9e8b7a".to_owned(), field("nonce"))),
                 _ => {}

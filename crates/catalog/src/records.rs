@@ -143,6 +143,8 @@ pub struct VolumePlacement {
     pub app: AppName,
     /// Number of its app: names come again.
     pub app_number: i32,
+    /// Slug of the app's organisation.
+    pub organization: String,
     /// Who has it.
     pub worker: WorkerId,
     /// Where that is.

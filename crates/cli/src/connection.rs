@@ -5,7 +5,7 @@
 //! local server's data directory. A stored token is only used for the server it was stored with,
 //! never sent to another.
 
-use std::{fs, path::Path};
+use std::{fs, net::SocketAddr, path::Path};
 
 use serde::{Deserialize, Serialize};
 
@@ -24,6 +24,10 @@ pub struct ServerFile {
     /// Id of the host it runs on; servers of earlier releases do not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host: Option<String>,
+    /// Addresses of the listeners that all apps share; none where it has none, or is of an earlier
+    /// release.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub services: Vec<SocketAddr>,
 }
 
 /// A server and the token for it.

@@ -94,6 +94,8 @@ fn words(step: &str) -> Option<&'static str> {
         "build" => "Building the root disk",
         "upload" => "Uploading the archive",
         "create_volume" => "Creating the volume",
+        "restore_volume" => "Restoring the volume",
+        "take_snapshot" => "Taking the snapshot",
         "prepare_root" => "Preparing the root disk",
         "launch" => "Starting the VM",
         "boot" => "Booting",

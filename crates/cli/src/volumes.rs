@@ -5,7 +5,7 @@ use std::time::Duration;
 use caddis_api::{
     Volume,
     config::Guest,
-    volume::{CreateVolumeRequest, VolumeState},
+    volume::{CreateVolumeRequest, VolumeOperation, VolumeState},
 };
 use caddis_client::Client;
 use clap::Args;
@@ -17,14 +17,15 @@ use crate::{
     globals::AppArgs,
     progress::Progress,
     prompt,
+    render::size,
     session::Session,
     spec::{self, VmFlags},
 };
 
 /// What is made faster is not worth a word.
-const TIMEOUT: Duration = Duration::from_secs(1);
+pub const TIMEOUT: Duration = Duration::from_secs(1);
 /// How often a volume that is being made is looked at: nothing tells of it.
-const LOOK_INTERVAL: Duration = Duration::from_millis(300);
+pub const LOOK_INTERVAL: Duration = Duration::from_millis(300);
 
 /// One volume.
 #[derive(Debug, Args)]
@@ -61,29 +62,41 @@ impl ZoneFlags {
 }
 
 impl Which {
-    /// The client, the app and the id; the user is asked for it where possible.
+    /// The client, the app and the id of a volume that is not deleted; the user is asked for it
+    /// where possible.
     pub async fn find(self, session: &Session) -> Result<(Client, String, String), CliError> {
+        self.find_where(session, |volume| !volume.state.is_deleted()).await
+    }
+
+    /// The same; those are offered of which this holds.
+    pub async fn find_where(
+        self,
+        session: &Session,
+        holds: impl Fn(&Volume) -> bool,
+    ) -> Result<(Client, String, String), CliError> {
         let (app, client) = (session.app(&self.app)?, session.client()?);
         let unasked = "volume ID must be specified when not running interactively";
         let id = match self.id {
             Some(id) => id,
-            None => choose(session, &client, &app, unasked).await?,
+            None => choose(session, &client, &app, (unasked, &holds)).await?,
         };
         Ok((client, app, id))
     }
 }
 
-/// Has the user choose a volume.
+/// Has the user choose one of the volumes of which something holds. `unasked` is the error when
+/// there is nobody to ask.
 pub async fn choose(
     session: &Session,
     client: &Client,
     app: &str,
-    unasked: &str,
+    (unasked, holds): (&str, &impl Fn(&Volume) -> bool),
 ) -> Result<String, CliError> {
     if !session.printer.is_interactive() {
         return Err(CliError::new(unasked));
     }
-    let volumes = client.list_volumes(app).await?;
+    let mut volumes = client.list_volumes(app).await?;
+    volumes.retain(holds);
     if volumes.is_empty() {
         return Err(CliError::new(format!("no volumes found in app '{app}'")));
     }
@@ -96,7 +109,7 @@ pub async fn choose(
 }
 
 /// A size in GB: `4`, `7gb`.
-pub fn size(text: &str) -> Result<u32, CliError> {
+pub fn gib(text: &str) -> Result<u32, CliError> {
     let lower = text.trim().to_ascii_lowercase();
     let digits = lower.find(|c: char| !c.is_ascii_digit()).unwrap_or(lower.len());
     let (number, unit) = lower.split_at(digits);
@@ -137,10 +150,12 @@ pub async fn make(
     while matches!(volume.state, VolumeState::Creating | VolumeState::Restoring) {
         if begun.elapsed() >= TIMEOUT {
             let progress = progress.get_or_insert_with(|| Progress::new(&session.printer));
-            let (done, total) = volume.operation.as_ref().map_or((0, 0), |operation| {
-                (operation.bytes_done.unwrap_or(0), operation.bytes_total.unwrap_or(0))
-            });
-            progress.show("create_volume", done, total);
+            let step = match volume.state {
+                VolumeState::Restoring => "restore_volume",
+                _ => "create_volume",
+            };
+            let (done, total) = extent(volume.operation.as_ref());
+            progress.show(step, done, total);
         }
         tokio::time::sleep(LOOK_INTERVAL).await;
         volume = client.get_volume(app, volume.id.as_str()).await?;
@@ -158,6 +173,13 @@ pub async fn make(
         ));
     }
     Ok(volume)
+}
+
+/// Bytes done, and how many are to do; 0 where that is not known.
+pub fn extent(operation: Option<&VolumeOperation>) -> (u64, u64) {
+    operation.map_or((0, 0), |operation| {
+        (operation.bytes_done.unwrap_or(0), operation.bytes_total.unwrap_or(0))
+    })
 }
 
 /// Says which volume there is when the wait for it is broken off.
@@ -202,8 +224,21 @@ pub fn print(session: &Session, app: &str, volume: &Volume) -> Result<(), CliErr
     if let Some(until) = &volume.deleted_until {
         facts.push(("Can be undeleted until", until.clone()));
     }
-    if let Some(error) = volume.operation.as_ref().and_then(|operation| operation.error.as_ref()) {
-        facts.push(("Error", error.clone()));
+    if let Some(at) = &volume.last_snapshot_at {
+        let behind = volume.bytes_since_snapshot.filter(|bytes| *bytes > 0);
+        let behind = behind.map(|bytes| format!(" ({} changed since)", size::binary(bytes)));
+        facts.push(("Last snapshot", rfc_822(at) + &behind.unwrap_or_default()));
+    }
+    match &volume.operation {
+        Some(VolumeOperation { error: Some(error), .. }) => facts.push(("Error", error.clone())),
+        Some(operation) => {
+            let of = match extent(Some(operation)) {
+                (_, 0) => String::new(),
+                (done, total) => format!(" ({} of {})", size::binary(done), size::binary(total)),
+            };
+            facts.push(("In progress", format!("{}{of}", operation.kind)));
+        }
+        None => {}
     }
     for (label, value) in facts {
         session.printer.out(format_args!("{label:>20}: {value}"))?;
@@ -236,10 +271,10 @@ mod tests {
         for (text, expected) in
             [("4", Some(4)), ("7gb", Some(7)), ("7 GB", Some(7)), ("1tb", Some(1000)), ("", None)]
         {
-            assert_eq!(size(text).ok(), expected, "{text}");
+            assert_eq!(gib(text).ok(), expected, "{text}");
         }
         for wrong in ["-1", "4mb", "x", "99999999999"] {
-            assert!(size(wrong).unwrap_err().to_string().contains("write 4 or 4gb"), "{wrong}");
+            assert!(gib(wrong).unwrap_err().to_string().contains("write 4 or 4gb"), "{wrong}");
         }
     }
 

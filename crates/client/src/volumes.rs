@@ -111,12 +111,42 @@ impl Client {
         self.read(Request::get(["v1", "apps", app, "volumes", volume, "snapshots"])).await
     }
 
-    /// `POST …/volumes/{id}/snapshots`.
+    /// `POST …/volumes/{id}/snapshots`. It is `waiting` when this returns.
     ///
     /// # Errors
-    /// 404, 412 by servers that take none.
-    pub async fn create_volume_snapshot(&self, app: &str, volume: &str) -> Result<(), ClientError> {
-        let post = Request::post(["v1", "apps", app, "volumes", volume, "snapshots"]);
-        self.send(&post).await.map(drop)
+    /// 404, 412 where the state of the volume does not allow it.
+    pub async fn create_volume_snapshot(
+        &self,
+        app: &str,
+        volume: &str,
+    ) -> Result<VolumeSnapshot, ClientError> {
+        self.read(Request::post(["v1", "apps", app, "volumes", volume, "snapshots"])).await
+    }
+
+    /// `GET …/volumes/{id}/snapshots/{snapshot}`.
+    ///
+    /// # Errors
+    /// 404.
+    pub async fn get_volume_snapshot(
+        &self,
+        app: &str,
+        volume: &str,
+        snapshot: &str,
+    ) -> Result<VolumeSnapshot, ClientError> {
+        self.read(Request::get(["v1", "apps", app, "volumes", volume, "snapshots", snapshot])).await
+    }
+
+    /// `DELETE …/volumes/{id}/snapshots/{snapshot}`.
+    ///
+    /// # Errors
+    /// 404, 412 while a volume is being made from it.
+    pub async fn delete_volume_snapshot(
+        &self,
+        app: &str,
+        volume: &str,
+        snapshot: &str,
+    ) -> Result<(), ClientError> {
+        let delete = Request::delete(["v1", "apps", app, "volumes", volume, "snapshots", snapshot]);
+        self.send(&delete).await.map(drop)
     }
 }

@@ -101,7 +101,9 @@ fn volumes() -> Vec<Endpoint> {
         write(routes!(one::extend)),
         write(routes!(one::undelete)).replay(Repeatable),
         read(routes!(snapshots::list)),
-        write(routes!(snapshots::create)),
+        write(routes!(snapshots::create)).replay(Makes),
+        read(routes!(snapshots::get)),
+        write(routes!(snapshots::delete)),
     ]
 }
 
@@ -198,12 +200,17 @@ mod tests {
             "Machines_reclaim_memory",
             "Machines_allocate_egress_ips",
             "Machines_promote_egress_ips",
-            "createVolumeSnapshot",
         ];
         assert_eq!(of(Replay::Refuse), refused);
         assert_eq!(
             of(Makes),
-            ["Apps_create", "Machines_create", "Machines_update", "Volumes_create"]
+            [
+                "Apps_create",
+                "Machines_create",
+                "Machines_update",
+                "Volumes_create",
+                "createVolumeSnapshot"
+            ]
         );
         assert_eq!(of(Exempt), ["Images_import"]);
     }

@@ -68,6 +68,8 @@ pub(crate) struct WantedVolume {
     pub avoid: BTreeSet<WorkerId>,
     /// Also where no other host could ever have it.
     pub insist: bool,
+    /// Whether they are those that have any volume of its app, not only of its name.
+    pub app_wide: bool,
 }
 
 /// The offers for a volume of the first of these regions that has room, best first, and its name.
@@ -170,8 +172,13 @@ fn no_room_for_volume(wanted: &WantedVolume, refused: &[(RegionCode, Vec<Offer>)
             text.push_str(&format!("; host {} in {region} ", offer.worker));
             text.push_str(&match (&offer.free_volume_gib, &offer.shortage) {
                 _ if offer.drains => "is being drained".to_owned(),
+                _ if offer.fits && wanted.app_wide => {
+                    "has another volume of the app, and a zone of its own was asked for \
+                     (unique_zone_app_wide)"
+                        .to_owned()
+                }
                 _ if offer.fits => {
-                    "has another volume of this name or app, and a zone of its own was asked for \
+                    "has another volume of this name, and a zone of its own was asked for \
                      (require_unique_zone)"
                         .to_owned()
                 }
@@ -291,18 +298,30 @@ mod tests {
         };
         let used = offer("used", 0, false);
         let drained = Offer { fits: false, drains: true, ..offer("drained", 0, false) };
-        let wanted = WantedVolume { gib: 10, compute: None, avoid: BTreeSet::new(), insist: true };
+        let mut wanted = WantedVolume {
+            gib: 10,
+            compute: None,
+            avoid: BTreeSet::new(),
+            insist: true,
+            app_wide: false,
+        };
         let local = RegionCode::from_trusted("local");
         let far = (RegionCode::from_trusted("far"), vec![]);
-        let error = no_room_for_volume(&wanted, &[(local, vec![full, used, drained]), far]);
+        let error =
+            no_room_for_volume(&wanted, &[(local.clone(), vec![full, used.clone(), drained]), far]);
         assert_eq!(error.code, ErrorCode::InsufficientCapacity);
         assert_eq!(
             error.message,
             "could not find a candidate host: the volume needs 10 GiB; host full in local has 2 \
-             GiB free; host used in local has another volume of this name or app, and a zone of \
-             its own was asked for (require_unique_zone); host drained in local is being drained; \
-             in far no host answers"
+             GiB free; host used in local has another volume of this name, and a zone of its own \
+             was asked for (require_unique_zone); host drained in local is being drained; in far \
+             no host answers"
         );
+        wanted.app_wide = true;
+        let error = no_room_for_volume(&wanted, &[(local, vec![used])]);
+        let text = "has another volume of the app, and a zone of its own was asked for \
+                    (unique_zone_app_wide)";
+        assert!(error.message.contains(text), "{}", error.message);
     }
 
     #[test]

@@ -6,12 +6,13 @@
 use std::{
     fs::File,
     io::{ErrorKind, Read as _, Write as _},
-    os::fd::OwnedFd,
+    os::fd::{AsFd as _, OwnedFd},
     time::{Duration, Instant},
 };
 
 use nix::{
     fcntl::OFlag,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::signal::{Signal, kill},
     unistd::{ForkResult, Pid, fork, pipe2},
 };
@@ -108,6 +109,20 @@ impl Task {
             let _ = kill(Pid::from_raw(self.pid), Signal::SIGKILL);
         }
         Some(Err(format!("{} was not done within {:?}", self.what, self.patience)))
+    }
+
+    /// Waits for what comes of it.
+    pub fn wait(mut self) -> Result<String, String> {
+        loop {
+            let now = Instant::now();
+            if let Some(outcome) = self.settle(now) {
+                return outcome;
+            }
+            let left = self.deadline.saturating_duration_since(now).as_millis() + 1;
+            let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+            // Interrupted or not: it is looked at again.
+            let _ = poll(&mut [PollFd::new(self.pipe.as_fd(), PollFlags::POLLIN)], timeout);
+        }
     }
 
     fn outcome(&self) -> Result<String, String> {

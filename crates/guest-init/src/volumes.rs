@@ -21,7 +21,11 @@ use nix::{
     sys::stat::{Mode, SFlag, mknod},
 };
 
-use crate::{configure, devices, filesystem, image_files, users::User};
+use crate::{
+    configure, devices, filesystem, image_files,
+    task::{Late, Task},
+    users::User,
+};
 
 mod superblock;
 mod table;
@@ -34,6 +38,8 @@ const KERNELS: [&str; 3] = ["/proc", "/sys", "/dev"];
 /// What is mounted over and over at one place is unmounted so often at most.
 const MOST_MOUNTS: usize = 100;
 
+/// Time to mount what is in the host's memory.
+const WARM_UP_TIMEOUT: Duration = Duration::from_secs(30);
 /// Time that what is unmounted has to be written out and given up by the kernel, and between looks.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(15);
 const LOOK: Duration = Duration::from_millis(2);
@@ -66,6 +72,18 @@ pub fn mount_all(spec: &MachineSpec, user: &User) -> Result<String, String> {
         configure::write_file(file)?;
     }
     serde_json::to_string(&warnings).map_err(|error| error.to_string())
+}
+
+/// Makes volumes available as a start does, and takes them away again.
+pub fn warm_up(spec: &MachineSpec, user: &User) -> Result<(), String> {
+    if spec.mounts.is_empty() {
+        return Ok(());
+    }
+    let mounted = Task::start("mounting the volumes", WARM_UP_TIMEOUT, Late::Killed, || {
+        mount_all(spec, user)
+    })?;
+    mounted.wait()?;
+    release(&spec.mounts).map(drop)
 }
 
 /// Whether a volume may be at a path, which has no links.

@@ -17,6 +17,7 @@ use crate::{
     launcher::Launcher,
     network,
     timing::Timing,
+    volumes,
 };
 
 /// Does what a start with this configuration does, and undoes it. Afterwards nobody uses the disks,
@@ -40,7 +41,8 @@ fn files(spec: &MachineSpec) -> Result<(), String> {
     configure::mount_root(&devices::root_disk(spec.root_size)?)?;
     let warmed_up = configure::move_special().and_then(|()| {
         let inside = chroot(NEW_ROOT).map_err(|error| failed(&error)).and_then(|()| {
-            let prepared = configure::fill_root(spec, &mut Timing::unused()).map(drop);
+            let prepared = configure::fill_root(spec, &mut Timing::unused())
+                .and_then(|prepared| volumes::warm_up(spec, &prepared.user));
             let read = spec.argv.first().map_or(Ok(Vec::new()), fs::read).map(drop);
             fchdir(&outside).and_then(|()| chroot(".")).map_err(|error| failed(&error))?;
             prepared.and(read.map_err(|error| failed(&error)))

@@ -38,18 +38,17 @@ impl Default for HandshakeLimit {
     }
 }
 
-/// The least that a client has to take of its responses while more is there for it: whoever takes
-/// less is cut off, as the machine would be kept awake. Time in which it is the machine that has
-/// nothing to say does not count. Not for WebSockets, other upgrades and connections without HTTP.
+/// The least that a client has to take or to send while it is waited for. Not for WebSockets, other
+/// upgrades and connections without HTTP.
 #[derive(Debug, Clone)]
-pub struct DownloadLimit {
+pub struct MinimumRate {
     /// How long the client may take over so many bytes.
     pub window: Duration,
     /// Bytes.
     pub bytes: u64,
 }
 
-impl Default for DownloadLimit {
+impl Default for MinimumRate {
     fn default() -> Self {
         Self { window: Duration::from_secs(300), bytes: 300 << 10 }
     }
@@ -99,8 +98,17 @@ pub struct Config {
     pub pool_idle: Duration,
     /// How long a client may take to send a request's head, or stay without a request.
     pub headers_read_timeout: Duration,
-    /// How slowly a client may take its responses.
-    pub download_limit: DownloadLimit,
+    /// An HTTP/1 connection of a client without a request for so long gives up its buffers until
+    /// the next one.
+    pub park_after: Duration,
+    /// The least that a client has to take of its responses while more is there for it: whoever
+    /// takes less is cut off, as the machine would be kept awake. Time in which it is the machine
+    /// that has nothing to say does not count.
+    pub download_limit: MinimumRate,
+    /// The least that a client has to send of a request's body while the machine waits for it:
+    /// whoever sends less is answered 408. Time in which the machine reads none of it does not
+    /// count.
+    pub upload_limit: MinimumRate,
     /// Time for a TLS handshake.
     pub handshake_timeout: Duration,
     /// How often TLS handshakes may begin.
@@ -150,7 +158,9 @@ impl Default for Config {
             connect_timeout: Duration::from_secs(5),
             pool_idle: Duration::from_secs(4),
             headers_read_timeout: Duration::from_secs(60),
-            download_limit: DownloadLimit::default(),
+            park_after: Duration::from_secs(2),
+            download_limit: MinimumRate::default(),
+            upload_limit: MinimumRate::default(),
             handshake_timeout: Duration::from_secs(10),
             handshake_limit: HandshakeLimit::default(),
             replay_memory: 1 << 20,

@@ -6,49 +6,41 @@ use std::{
     pin::pin,
     sync::{
         Arc, Weak,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
-use hyper::service::service_fn;
-use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::conn::auto,
-};
+use futures::task::AtomicWaker;
+use http::Version;
 use parking_lot::Mutex;
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt as _},
     net::TcpStream,
     sync::Notify,
+    time::Instant,
 };
 use tokio_rustls::LazyConfigAcceptor;
 
 use crate::{
-    AppName, DownloadLimit, ErrorCode, HttpOptions, PortRoute,
+    AppName, ErrorCode, HttpOptions, MinimumRate, PortRoute,
     app::App,
     connections::Admitted,
     core::Core,
     error::Failure,
-    forward::{self, StreamBody},
+    forward::StreamBody,
     headers::Origin,
     rare::Rare,
-    request_guard::Guarded,
+    replay_body::{Source, Upload},
+    request_guard::{Guarded, Spoken},
+    serving::Serving,
     slow_client,
     socket::{ClientSocket, Monitor},
     tcp,
 };
 
-/// Requests in progress on one HTTP/2 connection.
-const MAX_STREAMS: u32 = 256;
-/// Streams that a client may have begun and reset before we saw them, and that we reset.
-const MAX_RESETS: usize = 64;
-/// Bytes of a request's head.
-const MAX_HEAD: usize = 64 << 10;
 /// The fatal alert `unrecognized_name` as a record, as long as nothing is encrypted.
 const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
-/// A client with HTTP/2 that says nothing is asked whether it is there.
-const KEEPALIVE: Duration = Duration::from_secs(60);
 
 static NEXT: AtomicU64 = AtomicU64::new(1);
 
@@ -79,11 +71,25 @@ pub(crate) struct Connection {
     pub app: Option<AppName>,
     /// Has the connection end when its requests have.
     pub drain: Notify,
-    /// Whether a request has come.
-    had_request: AtomicBool,
+    /// Whether a request came over HTTP/2.
+    had_http2: AtomicBool,
+    /// Requests whose responses are not over.
+    in_progress: AtomicU32,
+    /// When there was last one, or when the connection was made.
+    quiet_since: AtomicU64,
+    /// Whether somebody waits for `quiet`.
+    awaits_quiet: AtomicBool,
+    /// Tells that no request is in progress any more.
+    quiet: Notify,
+    /// Whether all that came are whole requests.
+    is_between: AtomicBool,
+    /// Bodies of requests.
+    uploads: Mutex<Vec<Upload>>,
+    /// Who looks for slow clients.
+    pub watcher: AtomicWaker,
     /// Responses over HTTP/2, each with a client's window of its own.
     streams: Mutex<Vec<Weak<StreamBody>>>,
-    /// How many.
+    /// How many of both.
     watched: AtomicUsize,
     /// Whether the client takes too little of what it is sent.
     is_slow: AtomicBool,
@@ -106,11 +112,58 @@ impl Connection {
         }
     }
 
-    /// Ends when no request has come in time. hyper's own timer runs only once it knows by the
-    /// first bytes which version is spoken.
-    async fn silent(&self, timeout: Duration) {
-        tokio::time::sleep(timeout).await;
-        if self.had_request.load(Ordering::Relaxed) {
+    /// A request begins.
+    pub(crate) fn begin_request(self: &Arc<Self>, version: Version) -> InProgress {
+        if version == Version::HTTP_2 {
+            self.had_http2.store(true, Ordering::Relaxed);
+        }
+        self.in_progress.fetch_add(1, Ordering::SeqCst);
+        InProgress(self.clone())
+    }
+
+    /// The guard of the connection tells where in a request it is.
+    pub(crate) fn is_between_requests(&self, is_so: bool) {
+        self.is_between.store(is_so, Ordering::Relaxed);
+    }
+
+    /// Ends when there has been no request for so long. What is sent of a request's head before it
+    /// is whole does not count.
+    async fn quiet_for(&self, core: &Core, time: Duration) {
+        loop {
+            let mut quiet = pin!(self.quiet.notified());
+            quiet.as_mut().enable();
+            self.awaits_quiet.store(true, Ordering::SeqCst);
+            if self.in_progress.load(Ordering::SeqCst) > 0 {
+                quiet.await;
+            }
+            let until = core.clock.instant(self.quiet_since.load(Ordering::Relaxed)) + time;
+            if self.in_progress.load(Ordering::SeqCst) == 0 && until <= Instant::now() {
+                return;
+            }
+            tokio::time::sleep_until(until).await;
+        }
+    }
+
+    /// Ends when nothing is known that an HTTP/1 connection would have to do soon.
+    async fn may_park(&self, core: &Core, spoken: Spoken) {
+        if spoken == Spoken::Http2 {
+            std::future::pending().await
+        }
+        loop {
+            self.quiet_for(core, core.config.park_after).await;
+            if self.is_between.load(Ordering::Relaxed) && self.blocked().is_none() {
+                return;
+            }
+            // Nothing tells when a head is whole, or when the client has taken what it was sent.
+            tokio::time::sleep(core.config.park_after.max(Duration::from_millis(1))).await;
+        }
+    }
+
+    /// Ends when a request, or the rest of its head, is late. Over HTTP/2 only the first one: its
+    /// connections are kept by those who answer when they are asked.
+    async fn silent(&self, core: &Core, timeout: Duration) {
+        self.quiet_for(core, timeout).await;
+        if self.had_http2.load(Ordering::Relaxed) {
             std::future::pending().await
         }
     }
@@ -134,7 +187,37 @@ impl Connection {
         self.watched.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// Whether there is something that the client may take too slowly.
+    /// Watches how the client sends a body, as long as that lasts.
+    pub(crate) fn watch_upload(&self, source: &Source) {
+        let Some(upload) = source.upload() else { return };
+        let mut uploads = self.uploads.lock();
+        let before = uploads.len();
+        uploads.retain(|one| !one.is_over());
+        uploads.push(upload);
+        let after = uploads.len();
+        self.watched.fetch_add(after, Ordering::Relaxed);
+        self.watched.fetch_sub(before, Ordering::Relaxed);
+        drop(uploads);
+        // Over HTTP/1 it is the connection's own task that is here.
+        if self.had_http2.load(Ordering::Relaxed) {
+            self.watcher.wake();
+        }
+    }
+
+    /// Ends bodies that the client sends too slowly.
+    pub(crate) fn cut_slow_uploads(&self, limit: &MinimumRate) {
+        let mut uploads = self.uploads.lock();
+        let before = uploads.len();
+        uploads.retain(|one| !one.is_over());
+        self.watched.fetch_sub(before - uploads.len(), Ordering::Relaxed);
+        let watched: Vec<_> = uploads.iter().cloned().collect();
+        drop(uploads);
+        for upload in watched {
+            upload.cut_if_slow(limit);
+        }
+    }
+
+    /// Whether there is something that the client may take or send too slowly.
     pub(crate) fn may_be_slow(&self) -> bool {
         self.blocked().is_some() || self.watched.load(Ordering::Relaxed) > 0
     }
@@ -145,7 +228,7 @@ impl Connection {
     }
 
     /// Cuts responses that the client takes too slowly, though the connection could take more.
-    pub(crate) fn cut_slow_streams(&self, limit: &DownloadLimit) {
+    pub(crate) fn cut_slow_streams(&self, limit: &MinimumRate) {
         let streams: Vec<_> = self.streams.lock().iter().filter_map(Weak::upgrade).collect();
         for stream in streams {
             stream.cut_if_slow(limit);
@@ -155,6 +238,21 @@ impl Connection {
     /// Whether it was cut because the client took too little of what it was sent.
     pub(crate) fn is_slow(&self) -> bool {
         self.is_slow.load(Ordering::Relaxed)
+    }
+}
+
+/// A request whose response is not over, until dropped.
+pub(crate) struct InProgress(Arc<Connection>);
+
+impl Drop for InProgress {
+    fn drop(&mut self) {
+        let connection = &self.0;
+        connection.quiet_since.store(connection.monitor.now(), Ordering::Relaxed);
+        if connection.in_progress.fetch_sub(1, Ordering::SeqCst) == 1
+            && connection.awaits_quiet.swap(false, Ordering::SeqCst)
+        {
+            connection.quiet.notify_waiters();
+        }
     }
 }
 
@@ -187,7 +285,14 @@ pub(crate) async fn attend(
         origin: Origin::new(peer.ip(), local.ip(), port, client.as_ref()),
         app: app.clone(),
         drain: Notify::new(),
-        had_request: AtomicBool::new(false),
+        had_http2: AtomicBool::new(false),
+        in_progress: AtomicU32::new(0),
+        quiet_since: AtomicU64::new(core.clock.now()),
+        awaits_quiet: AtomicBool::new(false),
+        quiet: Notify::new(),
+        is_between: AtomicBool::new(true),
+        uploads: Mutex::default(),
+        watcher: AtomicWaker::new(),
         streams: Mutex::default(),
         watched: AtomicUsize::new(0),
         is_slow: AtomicBool::new(false),
@@ -317,30 +422,6 @@ async fn serve_http<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     options: &HttpOptions,
 ) {
     let head_timeout = options.headers_read_timeout.unwrap_or(core.config.headers_read_timeout);
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        // A client that shuts its writing side still gets its answer.
-        .half_close(true)
-        .header_read_timeout(head_timeout)
-        .max_buf_size(MAX_HEAD);
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .enable_connect_protocol()
-        .max_concurrent_streams(MAX_STREAMS)
-        .max_pending_accept_reset_streams(MAX_RESETS)
-        .max_local_error_reset_streams(MAX_RESETS)
-        .max_header_list_size(MAX_HEAD as u32)
-        .keep_alive_interval(KEEPALIVE);
-    // Boxed: hyper keeps room for it as long as the connection lives.
-    let service = service_fn(|request| {
-        connection.had_request.store(true, Ordering::Relaxed);
-        Box::pin(forward::serve(core.clone(), connection.clone(), request))
-    });
-    let stream = TokioIo::new(Guarded::new(stream));
-    let mut serving = pin!(builder.serve_connection_with_upgrades(stream, service));
     let asked_to_end = pin!(async {
         tokio::select! {
             () = connection.drain.notified() => {}
@@ -348,31 +429,52 @@ async fn serve_http<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
         }
     });
     let mut asked_to_end = Rare::new(asked_to_end);
-    let over = pin!(async {
-        tokio::select! {
-            () = connection.silent(head_timeout) => {}
-            () = connection.idle(options.idle_timeout) => {}
-            // Nothing is read while a machine owes a response, or takes its time over one.
-            () = connection.monitor.broken() => {}
-        }
-    });
-    let mut over = Rare::new(over);
-    let mut slow = pin!(slow_client::found(&connection, &core.config.download_limit));
+    let mut over = Rare::new(Box::pin(over(core, &connection, options, head_timeout)));
+    let mut slow = pin!(slow_client::found(&connection, &core.config));
+    let mut stream = Guarded::new(stream, connection.clone());
     let mut is_closing = false;
     loop {
-        tokio::select! {
+        // Not before something comes: what reads and writes HTTP has large buffers.
+        let spoken = tokio::select! {
             biased;
-            result = serving.as_mut() => {
-                if let Err(error) = result {
-                    tracing::debug!(%error, "connection ended");
-                }
-                return;
-            }
-            () = &mut asked_to_end, if !is_closing => {}
+            spoken = stream.spoken() => spoken,
+            () = &mut asked_to_end => return,
             () = &mut over => return,
-            () = slow.as_mut() => return connection.is_slow.store(true, Ordering::Relaxed),
+        };
+        let Ok(Some(spoken)) = spoken else { return };
+        let mut serving = Serving::begin(core, &connection, stream, spoken);
+        let may_park = pin!(connection.may_park(core, spoken));
+        let mut may_park = Rare::new(may_park);
+        loop {
+            tokio::select! {
+                biased;
+                result = &mut serving => {
+                    if let Err(error) = result {
+                        tracing::debug!(%error, "connection ended");
+                    }
+                    return;
+                }
+                () = &mut asked_to_end, if !is_closing => {}
+                () = &mut over => return,
+                () = slow.as_mut() => return connection.is_slow.store(true, Ordering::Relaxed),
+                () = &mut may_park, if !is_closing => break,
+            }
+            is_closing = true;
+            serving.end();
         }
-        is_closing = true;
-        serving.as_mut().graceful_shutdown();
+        match serving.park() {
+            Some(parked) => stream = parked,
+            None => return,
+        }
+    }
+}
+
+/// Ends when the connection is to be closed, as nothing comes over it any more.
+async fn over(core: &Core, connection: &Connection, options: &HttpOptions, head_timeout: Duration) {
+    tokio::select! {
+        () = connection.silent(core, head_timeout) => {}
+        () = connection.idle(options.idle_timeout) => {}
+        // Nothing is read while a machine owes a response, or takes its time over one.
+        () = connection.monitor.broken() => {}
     }
 }

@@ -45,7 +45,8 @@ codes! {
     PC01 => BAD_GATEWAY,
     /// The machine reset the connection.
     PC03 => BAD_GATEWAY,
-    /// The client took its response too slowly, and was cut off.
+    /// The client took its response too slowly, and was cut off; or sent the request's body too
+    /// slowly.
     PC04 => REQUEST_TIMEOUT,
     /// Connecting to the machine timed out.
     PC05 => GATEWAY_TIMEOUT,

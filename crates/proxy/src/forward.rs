@@ -19,7 +19,7 @@ use http::{
 use hyper::body::Incoming;
 use tokio::time::Instant;
 
-pub(crate) use self::answer::StreamBody;
+pub(crate) use self::answer::{Answer, StreamBody};
 use self::{
     answer::{AnswerBody, Passing},
     head::{Head, NO_HOST},
@@ -27,7 +27,7 @@ use self::{
 use crate::{
     AccessRecord, ConcurrencyKind, ErrorCode,
     app::{App, Candidate, Endpoint},
-    connection::Connection,
+    connection::{Connection, InProgress},
     core::Core,
     counters,
     error::Failure,
@@ -72,8 +72,9 @@ struct Exchange {
 pub(crate) async fn serve(
     core: Arc<Core>,
     connection: Arc<Connection>,
+    in_progress: InProgress,
     request: Request<Incoming>,
-) -> Result<Response<AnswerBody>, Infallible> {
+) -> Result<Response<Answer>, Infallible> {
     let logged = core
         .config
         .access_log
@@ -120,7 +121,7 @@ pub(crate) async fn serve(
             duration: began.elapsed(),
         });
     }
-    Ok(response)
+    Ok(response.map(|body| Answer::new(body, in_progress)))
 }
 
 /// A new id for a request.
@@ -173,6 +174,7 @@ impl Exchange {
         let mut head = Head::new(parts, host, uses_h2)?;
         let config = &self.core.config;
         let source = Source::new(body, config.replay_memory, config.replay_disk);
+        self.connection.watch_upload(&source);
         let core = self.core.clone();
         let mut search = Search::new(&core, &app, self.connection.port, &preference);
         let port = &endpoint.port;
@@ -201,6 +203,9 @@ impl Exchange {
                 let is_another = *id != taken.candidate.machine.id.as_str();
                 headers::set_unavailable(&mut head.headers, is_another.then_some(id));
             }
+            if asked.is_some() || !source.is_nothing() {
+                upstream.detach(&core);
+            }
             let may_repeat = upstream.is_reused && asked.is_none();
             let request = head.request(may_repeat, &source);
             let serves = taken.permit.machine.serves(&self.connection);
@@ -214,6 +219,9 @@ impl Exchange {
                         continue;
                     }
                     let error = error.into_error();
+                    if source.is_too_slow() {
+                        return Err(too_slow(&taken.candidate.machine.id).into());
+                    }
                     if source.is_broken() {
                         // By a client that has left, nobody reads it.
                         let text = "the request's body is invalid or incomplete";
@@ -409,6 +417,12 @@ fn broken(candidate: &Candidate, error: &hyper::Error) -> Failure {
     let id = &candidate.machine.id;
     let text = format!("machine {id} gave no response to the request: {error}");
     Failure::of(id, ErrorCode::PU02, text)
+}
+
+/// The client sent the request's body so slowly that it was given up.
+fn too_slow(id: &caddis_api::MachineId) -> Failure {
+    let text = format!("the client sent the body of its request to machine {id} too slowly");
+    Failure::of(id, ErrorCode::PC04, text)
 }
 
 /// An answer that is passed on to a client of this version.

@@ -40,6 +40,7 @@ mod replay_body;
 mod request_guard;
 mod routes;
 mod select;
+mod serving;
 mod slow_client;
 mod socket;
 mod startup;
@@ -52,7 +53,7 @@ mod websocket;
 mod workers;
 
 pub use app_log::{AppLog, AppLogWriter};
-pub use config::{Config, DownloadLimit, HandshakeLimit, Placeholder};
+pub use config::{Config, HandshakeLimit, MinimumRate, Placeholder};
 pub use counters::{Activity, AppCounters, ConnectionCounters, Decision, MachineCounters};
 pub use error::{ErrorCode, ProxyError, WakeError};
 pub use listeners::ListenerStatus;

@@ -5,6 +5,7 @@ use std::{
     collections::{BTreeMap, HashMap, HashSet},
     io,
     net::SocketAddr,
+    pin::pin,
     sync::Arc,
     time::Duration,
 };
@@ -24,6 +25,7 @@ use crate::{
     connections,
     core::Core,
     error::Failure,
+    rare::Rare,
     udp,
 };
 
@@ -317,10 +319,12 @@ pub(crate) async fn accept(core: &Arc<Core>, listener: TcpListener, entry: Entry
                 let (core, entry) = (core.clone(), entry.clone());
                 core.tasks.clone().spawn(async move {
                     let cut = core.cut.clone();
+                    let cut = pin!(cut.cancelled());
                     tokio::select! {
                         biased;
+                        // First: else a client is told that its machine broke.
+                        () = Rare::new(cut) => {}
                         () = connection::attend(core, stream, peer, entry, admitted) => {}
-                        () = cut.cancelled() => {}
                     }
                 });
             }

@@ -1,24 +1,29 @@
 //! HTTP connections to a machine: opened, kept for the next request, closed.
 
+mod http1;
+
 use std::{
     io,
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    task::{Context, Poll},
     time::Duration,
 };
 
 use hyper::{
     Request, Response,
-    body::Incoming,
-    client::conn::{TrySendError, http1, http2},
+    body::{Body as _, Bytes, Frame, Incoming},
+    client::conn::{TrySendError, http2},
 };
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use parking_lot::Mutex;
 use tokio::{io::AsyncWriteExt as _, net::TcpStream, time::Instant};
 use tokio_util::sync::CancellationToken;
 
+use self::http1::Http1;
 use crate::{
     ErrorCode, app::Candidate, core::Core, error::Failure, machine::Machine, rare::Rare,
     replay_body::ReplayBody, socket,
@@ -50,7 +55,7 @@ pub(crate) struct Upstream {
 }
 
 enum Sender {
-    Http1(http1::SendRequest<ReplayBody>),
+    Http1(Http1),
     Http2(http2::SendRequest<ReplayBody>),
 }
 
@@ -60,8 +65,27 @@ impl Upstream {
         request: Request<ReplayBody>,
     ) -> Result<Response<Incoming>, TrySendError<Request<ReplayBody>>> {
         match &mut self.sender {
-            Sender::Http1(sender) => sender.try_send_request(request).await,
+            Sender::Http1(connection) => connection.send(request).await,
             Sender::Http2(sender) => sender.try_send_request(request).await,
+        }
+    }
+
+    /// Has the connection go on by itself: something is sent beside the response.
+    pub(crate) fn detach(&mut self, core: &Core) {
+        if let Sender::Http1(connection) = &mut self.sender {
+            connection.detach(core);
+        }
+    }
+
+    /// The next part of the body of a response that came over it.
+    pub(crate) fn poll_frame(
+        &mut self,
+        context: &mut Context<'_>,
+        body: &mut Incoming,
+    ) -> Poll<Option<hyper::Result<Frame<Bytes>>>> {
+        match &mut self.sender {
+            Sender::Http1(connection) => connection.poll_frame(context, body),
+            Sender::Http2(_) => Pin::new(body).poll_frame(context),
         }
     }
 }
@@ -70,7 +94,7 @@ struct Idle {
     port: u16,
     owner: u64,
     since: Instant,
-    sender: http1::SendRequest<ReplayBody>,
+    connection: Http1,
 }
 
 struct Shared {
@@ -107,29 +131,25 @@ impl Pool {
             return Some(Upstream { sender, port, owner, is_reused: true });
         }
         let mut idle = self.idle.lock();
-        loop {
-            let index = idle.iter().rposition(|one| {
-                one.port == port && one.owner == owner && one.since.elapsed() < wanted.max_idle
-            })?;
-            let one = idle.remove(index);
-            if !one.sender.is_closed() {
-                let sender = Sender::Http1(one.sender);
-                return Some(Upstream { sender, port, owner, is_reused: true });
-            }
-        }
+        let index = idle.iter().rposition(|one| {
+            one.port == port && one.owner == owner && one.since.elapsed() < wanted.max_idle
+        })?;
+        let sender = Sender::Http1(idle.remove(index).connection);
+        Some(Upstream { sender, port, owner, is_reused: true })
     }
 
     /// Keeps a connection whose request and response are over.
     pub(crate) fn put(core: &Arc<Core>, machine: &Arc<Machine>, upstream: Upstream) {
-        let Sender::Http1(sender) = upstream.sender else { return };
-        if sender.is_closed() || !machine.is_open() || core.stopping.is_cancelled() {
+        let Sender::Http1(mut connection) = upstream.sender else { return };
+        connection.set_idle();
+        if connection.is_over() || !machine.is_open() || core.stopping.is_cancelled() {
             return;
         }
         let pool = &machine.pool;
         let Upstream { port, owner, .. } = upstream;
         let mut idle = pool.idle.lock();
         if idle.len() < MAX_IDLE {
-            idle.push(Idle { port, owner, since: Instant::now(), sender });
+            idle.push(Idle { port, owner, since: Instant::now(), connection });
         }
         drop(idle);
         sweep(core, machine);
@@ -153,8 +173,8 @@ impl Pool {
         let mut closed = Vec::new();
         let mut idle = self.idle.lock();
         let mut kept = Vec::with_capacity(idle.len());
-        for one in idle.drain(..) {
-            if one.since.elapsed() < max_idle && !one.sender.is_closed() {
+        for mut one in idle.drain(..) {
+            if one.since.elapsed() < max_idle && !one.connection.is_closed() {
                 kept.push(one);
             } else {
                 closed.push(one);
@@ -247,7 +267,7 @@ pub(crate) async fn upstream(
     let port = candidate.service().internal_port;
     while let Some(mut upstream) = machine.pool.take(port, wanted) {
         let is_ready = match &mut upstream.sender {
-            Sender::Http1(sender) => sender.ready().await.is_ok(),
+            Sender::Http1(connection) => connection.is_ready().await,
             Sender::Http2(sender) => sender.ready().await.is_ok(),
         };
         if is_ready {
@@ -295,12 +315,11 @@ async fn handshake(
             () = all_cut.cancelled() => {}
         }
     });
-    let stream = TokioIo::new(stream);
     if wanted.is_h2 {
         let (sender, connection) = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .adaptive_window(true)
-            .handshake(stream)
+            .handshake(TokioIo::new(stream))
             .await?;
         core.tasks.spawn(async move {
             let _connected = connected;
@@ -312,14 +331,5 @@ async fn handshake(
         });
         return Ok(Sender::Http2(sender));
     }
-    let (sender, connection) = http1::Builder::new().handshake(stream).await?;
-    core.tasks.spawn(async move {
-        let _connected = connected;
-        tokio::select! {
-            biased;
-            _ = connection.with_upgrades() => {}
-            () = Rare::new(ended) => {}
-        }
-    });
-    Ok(Sender::Http1(sender))
+    Http1::handshake(stream, ended, connected).await.map(Sender::Http1)
 }

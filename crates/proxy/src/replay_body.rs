@@ -8,7 +8,7 @@ use std::{
     io,
     os::unix::fs::FileExt as _,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Weak},
     task::{Context, Poll, Waker},
 };
 
@@ -16,6 +16,8 @@ use bytes::Bytes;
 use http::HeaderMap;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use parking_lot::Mutex;
+
+use crate::{MinimumRate, slow_client::Pace};
 
 /// Bytes read from the file at once.
 const PIECE: u64 = 64 << 10;
@@ -45,6 +47,35 @@ struct Inner {
     passed: u64,
     /// Whoever waits for more of it.
     waker: Option<Waker>,
+    /// Whether it is the client that is waited for.
+    is_clients_turn: bool,
+    pace: Pace,
+    /// The client sent too little of it, and it was given up.
+    is_too_slow: bool,
+}
+
+/// See [`Source::upload`].
+#[derive(Debug, Clone)]
+pub(crate) struct Upload(Weak<Mutex<Inner>>);
+
+impl Upload {
+    pub(crate) fn is_over(&self) -> bool {
+        self.0.upgrade().is_none_or(|inner| inner.lock().incoming.is_none())
+    }
+
+    /// Gives it up if the client sends too little of it: whoever sends it on is told.
+    pub(crate) fn cut_if_slow(&self, limit: &MinimumRate) {
+        let Some(inner) = self.0.upgrade() else { return };
+        let is_too_slow = {
+            let inner = &mut *inner.lock();
+            let sent = (inner.is_clients_turn && inner.incoming.is_some()).then_some(inner.passed);
+            inner.is_too_slow |= inner.pace.is_too_slow(limit, sent);
+            inner.is_too_slow
+        };
+        if is_too_slow {
+            Source(Some(inner)).abandon();
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -117,6 +148,9 @@ impl Source {
             is_broken: false,
             passed: 0,
             waker: None,
+            is_clients_turn: false,
+            pace: Pace::default(),
+            is_too_slow: false,
         };
         Self(Some(Arc::new(Mutex::new(inner))))
     }
@@ -124,6 +158,11 @@ impl Source {
     /// What is asked of a body, or the answer for one that is empty.
     fn ask<T>(&self, of_empty: T, ask: impl FnOnce(&Inner) -> T) -> T {
         self.0.as_ref().map_or(of_empty, |inner| ask(&inner.lock()))
+    }
+
+    /// Whether it was known from the head that there is nothing to send.
+    pub(crate) fn is_nothing(&self) -> bool {
+        self.0.is_none()
     }
 
     /// Whether there is nothing to send at all.
@@ -140,6 +179,16 @@ impl Source {
     /// end like a whole body.
     pub(crate) fn is_broken(&self) -> bool {
         self.ask(false, |inner| inner.is_broken)
+    }
+
+    /// Whether the client sent too little of it, and it was given up for that.
+    pub(crate) fn is_too_slow(&self) -> bool {
+        self.ask(false, |inner| inner.is_too_slow)
+    }
+
+    /// The body as something that the client may send too slowly, if there is one.
+    pub(crate) fn upload(&self) -> Option<Upload> {
+        self.0.as_ref().map(|inner| Upload(Arc::downgrade(inner)))
     }
 
     /// Whether no byte went by yet.
@@ -260,7 +309,9 @@ impl Body for ReplayBody {
             this.has_sent_trailers = true;
             return Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))));
         };
-        let frame = match Pin::new(&mut *incoming).poll_frame(context) {
+        let frame = Pin::new(&mut *incoming).poll_frame(context);
+        inner.is_clients_turn = frame.is_pending();
+        let frame = match frame {
             Poll::Pending => {
                 inner.waker = Some(context.waker().clone());
                 return Poll::Pending;

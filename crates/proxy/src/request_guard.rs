@@ -7,12 +7,16 @@
 //! other than `chunked`.
 
 use std::{
+    future::poll_fn,
     io, mem,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::connection::Connection;
 
 /// As much of a line as matters.
 const LINE: usize = 256;
@@ -62,6 +66,11 @@ impl RequestGuard {
 
     pub(crate) fn has_refused(&self) -> bool {
         self.state == State::Refused
+    }
+
+    /// Whether all that came are whole requests.
+    pub(crate) fn is_between_requests(&self) -> bool {
+        self.state == State::RequestLine && self.line.is_empty()
     }
 
     /// Looks at what came, and spoils it from where it is refused.
@@ -194,17 +203,72 @@ impl RequestGuard {
     }
 }
 
+/// What a client with HTTP/2 begins with.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Versions of HTTP that can be told apart by the first bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Spoken {
+    Http1,
+    Http2,
+}
+
 /// A stream whose requests are looked at.
-#[derive(Debug)]
 pub(crate) struct Guarded<S> {
     stream: S,
     guard: RequestGuard,
     is_told: bool,
+    /// What was looked at already, and is read first.
+    begin: Vec<u8>,
+    /// Whether a request came over it: then it is HTTP/1.
+    is_used: bool,
+    connection: Arc<Connection>,
 }
 
 impl<S> Guarded<S> {
-    pub(crate) fn new(stream: S) -> Self {
-        Self { stream, guard: RequestGuard::new(), is_told: false }
+    pub(crate) fn new(stream: S, connection: Arc<Connection>) -> Self {
+        let (guard, begin) = (RequestGuard::new(), Vec::new());
+        Self { stream, guard, is_told: false, begin, is_used: false, connection }
+    }
+}
+
+impl<S: AsyncRead + Unpin> Guarded<S> {
+    /// Waits for the first bytes of a request. None: none will come. Cancelling it loses nothing.
+    pub(crate) async fn spoken(&mut self) -> io::Result<Option<Spoken>> {
+        poll_fn(|context| self.poll_spoken(context)).await
+    }
+
+    fn poll_spoken(&mut self, context: &mut Context<'_>) -> Poll<io::Result<Option<Spoken>>> {
+        loop {
+            let known = self.begin.len();
+            if known > 0 && (self.is_used || !PREFACE.starts_with(&self.begin)) {
+                self.is_used = true;
+                return Poll::Ready(Ok(Some(Spoken::Http1)));
+            }
+            if known == PREFACE.len() {
+                return Poll::Ready(Ok(Some(Spoken::Http2)));
+            }
+            let mut bytes = [0; PREFACE.len()];
+            let mut buffer = ReadBuf::new(bytes.get_mut(known..).unwrap_or_default());
+            ready!(self.poll_more(context, &mut buffer))?;
+            if buffer.filled().is_empty() {
+                // Part of the preface alone is no request either.
+                return Poll::Ready(Ok(None));
+            }
+            self.begin.extend_from_slice(buffer.filled());
+        }
+    }
+
+    fn poll_more(
+        &mut self,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
+        self.guard.inspect(&mut buffer.filled_mut()[before..]);
+        self.connection.is_between_requests(self.guard.is_between_requests());
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -215,6 +279,15 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        if !this.begin.is_empty() {
+            let begin = this.begin.len().min(buffer.remaining());
+            buffer.put_slice(&this.begin[..begin]);
+            this.begin.drain(..begin);
+            if this.begin.is_empty() {
+                this.begin = Vec::new();
+            }
+            return Poll::Ready(Ok(()));
+        }
         if this.guard.has_refused() {
             // The end of a head that can't be taken for one; then nothing any more.
             if !this.is_told {
@@ -224,10 +297,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
             }
             return Poll::Ready(Ok(()));
         }
-        let before = buffer.filled().len();
-        ready!(Pin::new(&mut this.stream).poll_read(context, buffer))?;
-        this.guard.inspect(&mut buffer.filled_mut()[before..]);
-        Poll::Ready(Ok(()))
+        this.poll_more(context, buffer)
     }
 }
 

@@ -1,19 +1,22 @@
-//! Finds clients that take their responses so slowly that they keep machines awake.
+//! Finds clients that take their responses, or send their requests' bodies, so slowly that they
+//! keep machines awake.
 //!
 //! Now and then one looks whether it is the client who is waited for: whether its socket takes no
-//! more, or, over HTTP/2, whether a part of a response is there that the client gives no room for.
-//! Where that is so at every look, the client must have taken a least number of bytes meanwhile.
+//! more, or, over HTTP/2, whether a part of a response is there that the client gives no room for,
+//! or whether a machine has taken all that came of a body. Where that is so at every look, the
+//! client must have taken or sent a least number of bytes meanwhile.
 
 use std::{future::poll_fn, task::Poll, time::Duration};
 
 use tokio::time::Instant;
 
-use crate::{DownloadLimit, connection::Connection};
+use crate::{Config, MinimumRate, connection::Connection};
 
 /// Looks in a window.
 const LOOKS: u32 = 8;
 
-/// How much of something was taken, for as long as more of it was there.
+/// How much of something was taken, for as long as more of it was there, or sent, for as long as it
+/// was waited for.
 #[derive(Debug, Default)]
 pub(crate) struct Pace {
     /// Since when it is the client who is waited for, and what it had taken then.
@@ -23,7 +26,7 @@ pub(crate) struct Pace {
 impl Pace {
     /// Whether the client takes too little. `taken` is how many bytes it has taken in all; none
     /// when it is not waited for.
-    pub(crate) fn is_too_slow(&mut self, limit: &DownloadLimit, taken: Option<u64>) -> bool {
+    pub(crate) fn is_too_slow(&mut self, limit: &MinimumRate, taken: Option<u64>) -> bool {
         let Some(taken) = taken else {
             self.since = None;
             return false;
@@ -39,20 +42,31 @@ impl Pace {
 }
 
 /// Ends when the client takes too little of what is sent over the connection. Responses of which
-/// it takes too little, where others are none of their business, are cut.
+/// it takes too little, where others are none of their business, are cut, and so are requests of
+/// which it sends too little.
 ///
-/// To be polled whenever something happens on the connection: nothing else wakes it while nobody
-/// waits for the client.
-pub(crate) async fn found(connection: &Connection, limit: &DownloadLimit) {
-    let pause = (limit.window / LOOKS).max(Duration::from_millis(1));
+/// To be polled whenever something happens on the connection: nothing but bodies of requests over
+/// HTTP/2 wakes it while nobody waits for the client.
+pub(crate) async fn found(connection: &Connection, config: &Config) {
+    let (download, upload) = (&config.download_limit, &config.upload_limit);
+    let pause = (download.window.min(upload.window) / LOOKS).max(Duration::from_millis(1));
     loop {
-        poll_fn(|_| if connection.may_be_slow() { Poll::Ready(()) } else { Poll::Pending }).await;
+        let mut is_known = false;
+        poll_fn(|context| {
+            if !is_known {
+                connection.watcher.register(context.waker());
+                is_known = true;
+            }
+            if connection.may_be_slow() { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
         let mut pace = Pace::default();
         while connection.may_be_slow() {
-            if pace.is_too_slow(limit, connection.blocked()) {
+            if pace.is_too_slow(download, connection.blocked()) {
                 return;
             }
-            connection.cut_slow_streams(limit);
+            connection.cut_slow_streams(download);
+            connection.cut_slow_uploads(upload);
             tokio::time::sleep(pause).await;
         }
     }
@@ -64,7 +78,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn who_takes_too_little_of_what_is_there_is_too_slow() {
-        let limit = DownloadLimit { window: Duration::from_secs(10), bytes: 100 };
+        let limit = MinimumRate { window: Duration::from_secs(10), bytes: 100 };
         let mut pace = Pace::default();
         let mut after = async |seconds, taken| {
             tokio::time::advance(Duration::from_secs(seconds)).await;

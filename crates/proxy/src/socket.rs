@@ -2,7 +2,8 @@
 //! while something else reads and writes.
 
 use std::{
-    io,
+    cell::RefCell,
+    io::{self, IoSlice},
     net::Shutdown,
     pin::Pin,
     sync::{
@@ -42,6 +43,91 @@ pub(crate) fn tune(stream: &TcpStream) {
     let _ = SockRef::from(stream).set_tcp_keepalive(&keepalive);
 }
 
+/// So many bytes are copied to be written as one piece.
+const ONE_PIECE: usize = 4096;
+
+thread_local! {
+    static WHOLE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Writes pieces as one where they are few bytes: copying these costs less than the kernel's
+/// gathering of them.
+fn as_one<T>(
+    pieces: &[IoSlice<'_>],
+    write: impl FnOnce(&[u8]) -> T,
+    write_vectored: impl FnOnce() -> T,
+) -> T {
+    if let [piece] = pieces {
+        return write(piece);
+    }
+    if pieces.iter().map(|piece| piece.len()).sum::<usize>() > ONE_PIECE {
+        return write_vectored();
+    }
+    WHOLE.with_borrow_mut(|whole| {
+        whole.clear();
+        pieces.iter().for_each(|piece| whole.extend_from_slice(piece));
+        write(whole)
+    })
+}
+
+/// A socket to a machine.
+#[derive(Debug)]
+pub(crate) struct MachineSocket(TcpStream);
+
+impl MachineSocket {
+    pub(crate) fn new(stream: TcpStream) -> Self {
+        Self(stream)
+    }
+}
+
+impl AsyncRead for MachineSocket {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().0).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for MachineSocket {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        data: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().0).poll_write(context, data)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        data: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let stream = &self.get_mut().0;
+        loop {
+            ready!(stream.poll_write_ready(context))?;
+            let write = |data: &[u8]| stream.try_write(data);
+            match as_one(data, write, || stream.try_write_vectored(data)) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                written => return Poll::Ready(written),
+            }
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().0).poll_shutdown(context)
+    }
+}
+
 /// What is known of a client's socket apart from reading and writing.
 #[derive(Debug)]
 pub(crate) struct Monitor {
@@ -75,6 +161,11 @@ impl Monitor {
 
     fn note(&self) {
         self.last.store(self.clock.now(), Ordering::Relaxed);
+    }
+
+    /// The time as the proxy counts it.
+    pub(crate) fn now(&self) -> u64 {
+        self.clock.now()
     }
 
     /// Bytes written so far, if more waits for the client to take some of them.
@@ -191,9 +282,11 @@ impl AsyncWrite for ClientSocket {
     fn poll_write_vectored(
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
-        data: &[io::IoSlice<'_>],
+        data: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.poll_with(context, |stream| stream.try_write_vectored(data))
+        self.poll_with(context, |stream| {
+            as_one(data, |data| stream.try_write(data), || stream.try_write_vectored(data))
+        })
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -6,6 +6,7 @@
 
 use std::{io, sync::Arc, time::Duration};
 
+use futures::{StreamExt as _, stream::FuturesUnordered};
 use tokio::{net::TcpStream, sync::watch, time::Instant};
 
 use crate::{
@@ -21,9 +22,12 @@ use crate::{
 /// Pause between attempts to connect to a port that is not open yet: at first, and at most.
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
 const MAX_PAUSE: Duration = Duration::from_millis(20);
-/// An attempt to connect takes a quarter of the time waited so far, within these: a machine whose
-/// network is not up drops the packet, and the kernel sends another one after a second only.
+/// The next attempt to connect begins after a quarter of the time waited so far, within these: a
+/// machine whose network is not up drops the packet, and the kernel sends another one after a
+/// second only.
 const ATTEMPT: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
+/// Attempts at once.
+const MAX_ATTEMPTS: usize = 8;
 /// A machine that failed to start is left alone for so long.
 const AFTER_FAILURE: Duration = Duration::from_secs(1);
 /// How long the routes may lag behind a start or stop that was ours.
@@ -261,21 +265,26 @@ async fn until_ready(
 async fn until_it_accepts(app: &App, candidate: &Candidate) -> Result<TcpStream, Failure> {
     let mut pause = FIRST_PAUSE;
     let began = Instant::now();
+    // One that was not answered goes on beside the next one: the machine may be about to answer.
+    let mut attempts = FuturesUnordered::new();
     loop {
         // The address may be another after a start.
         let now = app.current(candidate);
         let candidate = now.as_ref().unwrap_or(candidate);
-        let attempt = TcpStream::connect(candidate.address());
+        if attempts.len() == MAX_ATTEMPTS {
+            attempts.clear();
+        }
+        attempts.push(TcpStream::connect(candidate.address()));
         let limit = (began.elapsed() / 4).clamp(ATTEMPT.0, ATTEMPT.1);
-        match tokio::time::timeout(limit, attempt).await {
-            Ok(Ok(stream)) => {
+        match tokio::time::timeout(limit, attempts.next()).await {
+            Ok(Some(Ok(stream))) => {
                 return Ok(stream);
             }
-            Ok(Err(error)) if error.kind() == io::ErrorKind::PermissionDenied => {
+            Ok(Some(Err(error))) if error.kind() == io::ErrorKind::PermissionDenied => {
                 let text = format!("connecting to {}: {error}", candidate.address());
                 return Err(Failure::of(&candidate.machine.id, ErrorCode::PC06, text));
             }
-            Ok(Err(_)) | Err(_) => {}
+            Ok(_) | Err(_) => {}
         }
         let state = candidate.state();
         if !matches!(state, MachineState::Started | MachineState::Starting) {
@@ -283,7 +292,10 @@ async fn until_it_accepts(app: &App, candidate: &Candidate) -> Result<TcpStream,
             return Err(Failure::of(&candidate.machine.id, ErrorCode::PM08, text));
         }
         // Nothing tells when a port in the machine opens.
-        tokio::time::sleep(pause).await;
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            Some(Ok(stream)) = attempts.next() => return Ok(stream),
+        }
         pause = (pause * 2).min(MAX_PAUSE);
     }
 }

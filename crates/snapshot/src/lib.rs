@@ -18,5 +18,5 @@ mod types;
 pub use caddis_api::{SnapshotId, VolumeId};
 pub use error::SnapshotError;
 pub use source::{Extent, Source};
-pub use store::{Location, Reader, SnapshotStore, StoreConfig, StoreKey, Swept};
+pub use store::{Location, Options, Reader, SnapshotStore, StoreConfig, StoreKey, Swept};
 pub use types::{NewSnapshot, Progress, Snapshot, SnapshotName};

@@ -19,7 +19,7 @@ mod debian;
 mod layout;
 
 pub use busybox::{Entry, bare, busybox, busybox_among, busybox_with, web};
-pub use debian::{debian, kernel_user, services, systemd};
+pub use debian::{debian, kernel_user, postgres, services, systemd};
 pub use layout::{Config, Layer, write_layout};
 
 /// Makes an archive or another layout out of a layout, e.g.

@@ -62,6 +62,8 @@ pub struct BootFiles {
     pub initrd: PathBuf,
     /// A small ext4 that VMs which wait for a machine mount once, to have done it before.
     pub warm_up_disk: PathBuf,
+    /// Another, with a journal, that they mount as a volume.
+    pub warm_up_volume: PathBuf,
     /// All modules of the kernel; `None` where all that it has is built in.
     pub modules: Option<Arc<ModulesDisk>>,
     /// Release of the kernel, as `uname -r` says it.
@@ -101,17 +103,22 @@ pub fn prepare(source: &BootSource, directory: &Path) -> Result<BootFiles, VmmEr
     if !initrd.exists() {
         write(&initrd, &archive)?;
     }
-    let warm_up_disk = directory.join(format!("warm-up-{}", digest(&source.init)));
+    let init = digest(&source.init);
+    let warm_up_disk = directory.join(format!("warm-up-root-{init}"));
     if !warm_up_disk.exists() {
         warm_up_disk::build(&source.init, &warm_up_disk)?;
     }
+    let warm_up_volume = directory.join(format!("warm-up-volume-{init}"));
+    if !warm_up_volume.exists() {
+        warm_up_disk::build_volume(&warm_up_volume)?;
+    }
     let modules = disk::find(tree, &kernel, directory)?;
     let of_modules = modules.iter().flat_map(|disk| [disk.path().to_owned(), disk.chosen()]);
-    let kept: Vec<_> =
-        [&kernel, &initrd, &warm_up_disk].into_iter().cloned().chain(of_modules).collect();
+    let made = [&kernel, &initrd, &warm_up_disk, &warm_up_volume];
+    let kept: Vec<_> = made.into_iter().cloned().chain(of_modules).collect();
     remove_others(directory, &kept);
     let size = size + archive.len() as u64;
-    Ok(BootFiles { size, kernel, initrd, warm_up_disk, modules, release })
+    Ok(BootFiles { size, kernel, initrd, warm_up_disk, warm_up_volume, modules, release })
 }
 
 fn build_initrd(source: &BootSource, tree: &modules::Tree) -> Result<Vec<u8>, VmmError> {

@@ -20,13 +20,15 @@ use caddis_guest_protocol::{
 use tokio::time::timeout;
 
 use crate::{
-    Disk, DiskFormat, DiskRole, LaunchSpec, Passphrase, PoolUse, Slot, SlotPool, StartKind, Vm,
-    VmExit, Vmm, VmmError, VolumeDisk,
+    Disk, DiskFormat, DiskRole, Hydration, LaunchSpec, Passphrase, PointInTime, PoolUse, Slot,
+    SlotPool, StartKind, Vm, VmExit, Vmm, VmmError, VolumeDisk,
 };
 
 mod volumes;
+mod warm;
 
 pub use volumes::*;
+pub use warm::*;
 
 /// How long anything may take on a busy host.
 const DEADLINE: Duration = Duration::from_secs(120);
@@ -87,6 +89,11 @@ macro_rules! driver_contract {
             a_machine_with_volumes_goes_on_after_it_was_saved,
             a_warm_vm_gets_the_volumes_of_its_machine,
             a_volume_that_cannot_be_opened_is_an_error_and_leaves_nothing,
+            a_snapshot_is_open_until_it_is_ended_and_the_next_knows_what_has_changed,
+            a_snapshot_that_is_open_ends_with_its_vm_and_by_the_next_server,
+            a_machine_is_not_saved_while_a_snapshot_is_open,
+            a_volume_in_use_is_cloned_where_the_file_system_can,
+            a_volume_without_a_backing_is_whole,
         }
     };
     ($fixture:expr; $($check:ident),* $(,)?) => {
@@ -122,6 +129,7 @@ impl<'a> Machine<'a> {
             cpu_weight: 100,
             disks: vec![disk],
             volumes: Vec::new(),
+            volume_limits: None,
             mac: "02:00:00:00:00:02".to_owned(),
             kernel_args: Vec::new(),
             not_warm: false,
@@ -445,54 +453,6 @@ pub async fn closing_ends_only_vms_without_a_machine(fixture: &dyn Fixture) {
     driver.close().await;
     assert_eq!(fixture.slots().list().unwrap(), [vm.slot().index()]);
     answers(&vm).await;
-    end(&vm).await;
-    drop(vm);
-    assert_no_slots(fixture);
-}
-
-/// A start takes the warm VM that there is, whatever disks its machine has. The VM is as any other
-/// then.
-pub async fn a_warm_vm_becomes_the_machine_s(fixture: &dyn Fixture) {
-    let driver = fixture.warm_driver().await;
-    let mut machine = Machine::new(fixture, driver.as_ref(), "m1");
-    machine.add_disks(driver.as_ref());
-    let vm = machine.launch(driver.as_ref()).await;
-    assert_eq!((vm.start().kind, vm.start().pool), (StartKind::Template, Some(PoolUse::Hit)));
-    let pid = vm.pid();
-    driver.close().await;
-    drop((vm, driver));
-
-    let driver = fixture.driver().await;
-    let vm = machine.adopt(driver.as_ref()).await.expect("it is the machine's");
-    assert_eq!(vm.pid(), pid);
-    vm.save(&machine.directory()).await.unwrap();
-    end(&vm).await;
-    let vm = machine.resume(driver.as_ref()).await;
-    assert_eq!(vm.start().kind, StartKind::Resume);
-    end(&vm).await;
-    driver.close().await;
-}
-
-/// Where a warm VM can't become the machine's, the launch is as without one.
-pub async fn a_warm_vm_that_cannot_be_used_is_gone(fixture: &dyn Fixture) {
-    let driver = fixture.warm_driver().await;
-    lose_its_disk(fixture, driver.as_ref()).await;
-}
-
-/// The network is connected to its tap by then: the launch goes on with that.
-pub async fn a_warm_vm_that_died_is_replaced_in_its_place(fixture: &dyn Fixture) {
-    let driver = fixture.warm_driver().await;
-    let machine = Machine::new(fixture, driver.as_ref(), "m1");
-    let seat = driver.prepare(machine.spec.clone()).await.unwrap();
-    assert!(seat.has_tap());
-    let slot = seat.slot().index();
-    fixture.crash_warm_vms();
-    let vm = timeout(DEADLINE, seat.launch(None)).await.expect("it is launched in time").unwrap();
-    assert_eq!(vm.slot().index(), slot);
-    assert_ne!(vm.start().pool, Some(PoolUse::Hit));
-    answers(&vm).await;
-    driver.close().await;
-    assert_eq!(fixture.slots().list().unwrap(), [slot]);
     end(&vm).await;
     drop(vm);
     assert_no_slots(fixture);

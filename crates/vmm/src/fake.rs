@@ -27,7 +27,8 @@ use crate::{
 
 mod volumes;
 
-pub use volumes::create_volume;
+use volumes::Snapshots;
+pub use volumes::{VolumeCall, create_volume, snapshot_socket};
 
 /// How the driver misbehaves.
 #[derive(Debug, Clone, Default)]
@@ -52,6 +53,14 @@ pub struct Faults {
     pub failing_volumes: usize,
     /// So many volumes can't be resized.
     pub failing_resizes: usize,
+    /// So many snapshots can't be begun.
+    pub failing_snapshots: usize,
+    /// Beginning a snapshot takes this long.
+    pub snapshot_delay: Duration,
+    /// So many clones of volumes fail.
+    pub failing_clones: usize,
+    /// The file system of the volumes has no reflinks.
+    pub no_reflinks: bool,
     /// How guests behave that are launched from now on.
     pub guest: Behaviour,
 }
@@ -69,6 +78,10 @@ pub struct FakeHost {
     snapshots: Arc<Mutex<HashMap<PathBuf, FakeGuest>>>,
     /// Machine, volume and size of each resize.
     resizes: Arc<Mutex<Vec<(String, u8, u64)>>>,
+    /// Machine and what was asked of its volumes.
+    volume_calls: Arc<Mutex<Vec<(String, VolumeCall)>>>,
+    /// How far volumes are, by machine and number.
+    hydrations: Arc<Mutex<HashMap<(String, u8), Hydration>>>,
 }
 
 impl FakeHost {
@@ -120,7 +133,7 @@ impl FakeHost {
     pub fn crash(&self, machine_id: &str, exit: VmExit) {
         let crashed = self.running.lock().remove(machine_id);
         if let Some(vm) = crashed {
-            vm.volumes.lock().clear();
+            vm.let_go();
             vm.exit.send_replace(Some(exit));
             vm.guest.kill();
         }
@@ -159,8 +172,10 @@ impl FakeVmm {
 struct FakeVm {
     host: FakeHost,
     machine_id: String,
+    directory: PathBuf,
     /// Held open until it ends.
     volumes: Mutex<Vec<VolumeDisk>>,
+    snapshots: Mutex<HashMap<u8, Snapshots>>,
     slot: Slot,
     start: Start,
     guest: FakeGuest,
@@ -172,16 +187,19 @@ impl FakeHost {
     /// Has a guest run as the VM of a machine.
     fn run(
         &self,
-        (machine_id, volumes): (&str, Vec<VolumeDisk>),
+        spec: LaunchSpec,
         slot: Slot,
         start: Start,
         guest: FakeGuest,
     ) -> Result<Arc<dyn Vm>, VmmError> {
         let (exit, pause) = (watch::Sender::new(None), watch::Sender::new(None));
+        let LaunchSpec { machine_id, directory, volumes, .. } = spec;
         let vm = Arc::new(FakeVm {
             host: self.clone(),
-            machine_id: machine_id.to_owned(),
+            machine_id: machine_id.clone(),
+            directory,
             volumes: Mutex::new(volumes),
+            snapshots: Mutex::default(),
             slot,
             start,
             guest,
@@ -190,11 +208,11 @@ impl FakeHost {
         });
         {
             let mut running = self.running.lock();
-            if running.contains_key(machine_id) {
+            if running.contains_key(&machine_id) {
                 self.collisions.fetch_add(1, Ordering::Relaxed);
-                return Err(VmmError::AlreadyRunning { machine_id: machine_id.to_owned() });
+                return Err(VmmError::AlreadyRunning { machine_id });
             }
-            running.insert(machine_id.to_owned(), vm.clone());
+            running.insert(machine_id, vm.clone());
         }
         self.launches.fetch_add(1, Ordering::Relaxed);
         let (host, ended) = (self.clone(), vm.clone());
@@ -205,7 +223,7 @@ impl FakeHost {
                 tokio::time::sleep(delay).await;
             }
             // Whoever hears of its end may launch the next.
-            ended.volumes.lock().clear();
+            ended.let_go();
             host.running.lock().retain(|_, vm| !Arc::ptr_eq(vm, &ended));
             ended.exit.send_if_modified(|exit| {
                 exit.is_none() && exit.insert(VmExit::Ended) == &VmExit::Ended
@@ -299,11 +317,10 @@ impl Seat for FakeSeat {
             fs::metadata(path).map_err(VmmError::io(format!("open {}", path.display())))?;
         }
         host.open_volumes(&spec.volumes)?;
-        let machine = (spec.machine_id.as_str(), spec.volumes);
         // It may have died meanwhile.
         if is_warm && host.faults.lock().pool {
             let guest = FakeGuest::new(host.faults.lock().guest.clone());
-            return host.run(machine, slot, Start::template(PoolUse::Hit), guest);
+            return host.run(spec, slot, Start::template(PoolUse::Hit), guest);
         }
         let faults = {
             let mut faults = host.faults.lock();
@@ -318,11 +335,11 @@ impl Seat for FakeSeat {
         let mut start = Start::template(PoolUse::Off);
         if let Some(saved) = &spec.saved {
             match host.resume(&snapshot(saved)) {
-                Some(guest) => return host.run(machine, slot, Start::resume(), guest),
+                Some(guest) => return host.run(spec, slot, Start::resume(), guest),
                 None => start.reason = "the machine could not be resumed: told to fail".to_owned(),
             }
         }
-        host.run(machine, slot, start, FakeGuest::new(faults.guest))
+        host.run(spec, slot, start, FakeGuest::new(faults.guest))
     }
 }
 
@@ -368,6 +385,9 @@ impl Vm for FakeVm {
             (fails, faults.save_delay)
         };
         tokio::time::sleep(delay).await;
+        if let Some(reason) = self.in_the_way_of_saving() {
+            return Err(VmmError::NotSaved { reason });
+        }
         if fails {
             return Err(VmmError::NotSaved { reason: "told to fail".to_owned() });
         }
@@ -388,20 +408,26 @@ impl Vm for FakeVm {
         self.resize(index, bytes)
     }
 
-    async fn begin_snapshot(&self, _: u8, _: PointInTime) -> Result<VolumeExport, VmmError> {
-        todo!()
+    async fn begin_snapshot(
+        &self,
+        index: u8,
+        point: PointInTime,
+    ) -> Result<VolumeExport, VmmError> {
+        let delay = self.host.faults.lock().snapshot_delay;
+        tokio::time::sleep(delay).await;
+        self.begin(index, &point)
     }
 
-    async fn end_snapshot(&self, _: u8, _: bool) -> Result<(), VmmError> {
-        todo!()
+    async fn end_snapshot(&self, index: u8, is_taken: bool) -> Result<(), VmmError> {
+        self.end(index, is_taken)
     }
 
-    async fn clone_volume(&self, _: u8, _: OwnedFd) -> Result<(), VmmError> {
-        todo!()
+    async fn clone_volume(&self, index: u8, to: OwnedFd) -> Result<(), VmmError> {
+        self.clone_to(index, to)
     }
 
-    async fn hydrate(&self, _: u8) -> Result<Hydration, VmmError> {
-        todo!()
+    async fn hydrate(&self, index: u8) -> Result<Hydration, VmmError> {
+        self.hydration(index)
     }
 
     fn pause(&self) -> watch::Receiver<Option<Pause>> {

@@ -48,7 +48,7 @@ pub use disk::{Disk, DiskFormat, DiskRole, Patch};
 pub use error::VmmError;
 pub use qemu::{Accelerator, Qemu, QemuConfig};
 pub use slot::{Slot, SlotPool};
-pub use volume::{Backing, Hydration, Passphrase, PointInTime, VolumeDisk, VolumeExport};
+pub use volume::{Backing, Hydration, IoLimits, Passphrase, PointInTime, VolumeDisk, VolumeExport};
 
 /// A byte stream to init.
 pub trait AgentStream: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -100,6 +100,8 @@ pub struct LaunchSpec {
     pub disks: Vec<Disk>,
     /// Its volumes, at most one per slot.
     pub volumes: Vec<VolumeDisk>,
+    /// What its guest may read and write of them; `None`: as much as the host can.
+    pub volume_limits: Option<IoLimits>,
     /// MAC address the interface is created with.
     pub mac: String,
     /// Further kernel arguments of the user.
@@ -309,7 +311,8 @@ pub trait Vm: Send + Sync + 'static {
     /// error; [`Self::unpause`] has it go on. When this future is dropped, saving ends soon.
     ///
     /// # Errors
-    /// [`VmmError::NotSaved`]; then nothing is saved there.
+    /// [`VmmError::NotSaved`]; then nothing is saved there. Among others while a snapshot of a
+    /// volume is open, and while one is being restored, with the VM as it was.
     async fn save(&self, directory: &Path) -> Result<(), VmmError>;
 
     /// Has it go on after [`Self::save`], or where it is paused. Harmless when it does already.
@@ -319,8 +322,8 @@ pub trait Vm: Send + Sync + 'static {
     /// same size again is harmless; a volume is never made smaller. Also for a VM that was adopted.
     ///
     /// # Errors
-    /// [`VmmError::InvalidDisk`] where it has no such volume, or a larger one;
-    /// [`VmmError::Io`] when the VM can't be told.
+    /// [`VmmError::InvalidDisk`] where it has no such volume, or a larger one, and while a snapshot
+    /// of it is open or it is being restored; [`VmmError::Io`] when the VM can't be told.
     async fn resize_volume(&self, index: u8, bytes: u64) -> Result<(), VmmError>;
 
     /// Has a volume be readable from outside as it is now, while the VM goes on: until
@@ -330,7 +333,8 @@ pub trait Vm: Send + Sync + 'static {
     ///
     /// # Errors
     /// [`VmmError::InvalidDisk`] where it has no such volume, one is being taken of it already, or
-    /// it is being restored; [`VmmError::Io`] when the VM can't be told. Then nothing is left of it.
+    /// it is being restored; [`VmmError::Io`] when the VM can't be told. Then nothing is left of
+    /// it.
     async fn begin_snapshot(&self, index: u8, point: PointInTime)
     -> Result<VolumeExport, VmmError>;
 
@@ -342,7 +346,9 @@ pub trait Vm: Send + Sync + 'static {
     /// stands still meanwhile; the caller has the guest hold its file system still around this.
     ///
     /// # Errors
-    /// [`VmmError::Io`] of kind `Unsupported` or `CrossesDevices` where the file system can't.
+    /// [`VmmError::Io`] of kind `Unsupported` or `CrossesDevices` where the file system can't, and
+    /// where the VM stands still for another reason, as it goes on doing;
+    /// [`VmmError::InvalidDisk`] where it has no such volume, or it is being restored.
     async fn clone_volume(&self, index: u8, to: OwnedFd) -> Result<(), VmmError>;
 
     /// Has a volume that was given a backing copy all of it, if that was not begun, and says how

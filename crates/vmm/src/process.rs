@@ -4,7 +4,10 @@
 
 use std::{
     io,
-    os::fd::{AsFd as _, OwnedFd},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::fs::MetadataExt as _,
+    },
     time::Duration,
 };
 
@@ -72,6 +75,21 @@ impl Process {
     /// A copy of one of its descriptors: the same open file, locks included.
     pub(crate) fn descriptor(&self, number: i32) -> io::Result<OwnedFd> {
         Ok(pidfd_getfd(&self.descriptor, number, PidfdGetfdFlags::empty())?)
+    }
+
+    /// Which number an open file has in it that it was given a descriptor of.
+    pub(crate) fn number_of(&self, descriptor: impl AsFd) -> io::Result<u32> {
+        let file = rustix::fs::fstat(descriptor)?;
+        for entry in std::fs::read_dir(format!("/proc/{}/fd", self.id.pid))?.flatten() {
+            let found = std::fs::metadata(entry.path())
+                .is_ok_and(|found| (found.dev(), found.ino()) == (file.st_dev, file.st_ino));
+            let name = entry.file_name();
+            let number = name.to_str().and_then(|name| name.parse().ok());
+            if let Some(number) = number.filter(|_| found) {
+                return Ok(number);
+            }
+        }
+        Err(io::Error::other("it does not have a descriptor that it was given"))
     }
 
     /// For waiting, by as many as want to.

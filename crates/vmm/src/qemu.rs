@@ -46,9 +46,11 @@ mod seat;
 mod snapshot;
 mod suspend;
 mod template;
+mod throttle;
 mod unassigned;
 mod vm;
 mod volumes;
+mod warm_up;
 
 pub use pool::PoolLimits;
 pub use unassigned::{end_unassigned, kill_machines};

@@ -42,6 +42,9 @@ pub(crate) struct Record {
     /// Whether it has volumes.
     #[serde(default)]
     pub(crate) has_volumes: bool,
+    /// It stands still for as long as a volume of it is cloned.
+    #[serde(default)]
+    pub(crate) cloning: bool,
     /// It has what it needs to run: a VM that is to be restored waits for that, and for ever when
     /// its server is killed.
     #[serde(default = "whole")]
@@ -99,6 +102,7 @@ impl Record {
             start,
             saving: Some(saving),
             has_volumes: false,
+            cloning: false,
             complete: false,
             process: None,
         })

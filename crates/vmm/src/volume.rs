@@ -20,8 +20,19 @@ pub struct VolumeDisk {
     pub passphrase: Option<Passphrase>,
     /// What the guest sees of it, bytes.
     pub size: u64,
-    /// What is read where the file has nothing yet, while it is being restored.
+    /// What is read where the file has nothing yet, while it is being restored. Not for a qcow2
+    /// with extended L2 entries, which QEMU 7.2 can't restore while a guest uses it.
     pub backing: Option<Backing>,
+}
+
+/// What a guest may read and write of all its volumes together. Bursts of a tenth of a second are
+/// possible, since QEMU counts so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IoLimits {
+    /// Requests per second.
+    pub iops: u32,
+    /// Bytes per second.
+    pub bytes_per_second: u64,
 }
 
 /// What a volume that is being restored is read from: an NBD server of the caller, any export name.
@@ -29,7 +40,11 @@ pub struct VolumeDisk {
 pub struct Backing {
     /// Its unix socket, in a directory that has nothing else in it: the VM process gets the
     /// directory open, since it can't reach the path, and connects anew through it when the server
-    /// was away. Whoever has the directory may connect (mode 0666).
+    /// was away. It runs as a user of its own, which has to be let search the directory (0711) and
+    /// connect to the socket (0666); what is above the directory does not matter to it. The name
+    /// of the export that it asks for is that of the volume's role (`volume0`). A request that the
+    /// server can't answer within seconds it has to answer with an error, upon which the VM is
+    /// paused: as long as one is not answered the VM process may not do anything else.
     pub socket: PathBuf,
 }
 
@@ -54,8 +69,8 @@ pub struct VolumeExport {
     pub socket: PathBuf,
     /// Name of the export.
     pub name: String,
-    /// Name of the dirty bitmap that says what has changed since the previous snapshot, if that is
-    /// known: `qemu:dirty-bitmap:NAME`.
+    /// NAME of the dirty bitmap that says what has changed since the previous snapshot, if that is
+    /// known; its context is `qemu:dirty-bitmap:NAME`.
     pub changed: Option<String>,
 }
 
@@ -69,7 +84,7 @@ pub enum Hydration {
         /// To do in all.
         total: u64,
     },
-    /// It stands still because its backing can't be read; it is tried again at the next call.
+    /// It stood still because its backing can't be read; it is tried again with this call.
     Stalled {
         /// Why.
         reason: String,
@@ -77,6 +92,13 @@ pub enum Hydration {
     /// It needs no backing any more.
     Done,
 }
+
+/// Why something is refused of a volume that a VM does not have.
+pub(crate) const MISSING: &str = "the VM has no such volume";
+/// Why something is refused of a volume of which a snapshot is open.
+pub(crate) const SNAPSHOT_OPEN: &str = "a snapshot of it is being taken";
+/// Why something is refused of a volume that still has a backing.
+pub(crate) const RESTORING: &str = "it is still being restored";
 
 impl VolumeDisk {
     /// Its role.

@@ -21,6 +21,11 @@ use crate::{
 /// of 4 KiB to a cluster writes 4 KiB and not 64.
 const LAYOUT: &str = "compat=1.1,cluster_size=65536,extended_l2=on,lazy_refcounts=off";
 
+/// The same without parts, for disks with a backing: QEMU before 8.1 aborts when it copies from a
+/// backing to a cluster of which a part is there already (assertion `skip_bytes < pnum` in
+/// `bdrv_co_do_copy_on_readv`).
+const LAYOUT_WITH_BACKING: &str = "compat=1.1,cluster_size=65536,lazy_refcounts=off";
+
 /// The key is random, so nothing is won by stretching it, and each open would wait for it. One
 /// millisecond is the least that `qemu-img` takes. The hash is one that needs long enough for
 /// `qemu-img` to measure it: with SHA-256 QEMU 7.2 fails every other time ([`UNMEASURABLE`]).
@@ -66,6 +71,7 @@ pub(crate) struct Disks {
     pub(crate) programs: Programs,
     pub(crate) qemu_img: PathBuf,
     pub(crate) mke2fs: PathBuf,
+    pub(crate) storage_daemon: PathBuf,
 }
 
 impl Disks {
@@ -76,9 +82,29 @@ impl Disks {
         bytes: u64,
         key: Option<&VolumeKey>,
     ) -> Result<(), VolumeError> {
+        self.create_with(LAYOUT, disk, bytes, key).await
+    }
+
+    /// The same of one that is to be filled from a backing.
+    pub(crate) async fn create_for_backing(
+        &self,
+        disk: &Path,
+        bytes: u64,
+        key: Option<&VolumeKey>,
+    ) -> Result<(), VolumeError> {
+        self.create_with(LAYOUT_WITH_BACKING, disk, bytes, key).await
+    }
+
+    async fn create_with(
+        &self,
+        layout: &str,
+        disk: &Path,
+        bytes: u64,
+        key: Option<&VolumeKey>,
+    ) -> Result<(), VolumeError> {
         new_file(disk)?;
         let what = format!("create the disk {}", disk.display());
-        let mut layout = LAYOUT.to_owned();
+        let mut layout = layout.to_owned();
         if key.is_some() {
             layout.extend([",", LUKS]);
         }
@@ -126,6 +152,7 @@ impl Disks {
             arguments,
             environment: vec![("MKE2FS_CONFIG", configuration.into())],
             keys: Vec::new(),
+            files: Vec::new(),
         };
         let ended = self.programs.run(program, |_| ()).await?;
         expect_success(&ended, &self.mke2fs, what)
@@ -222,9 +249,9 @@ impl Disks {
         seen: impl FnMut(&[u8]),
     ) -> Result<Ended, VolumeError> {
         let path = &self.qemu_img;
-        let environment = Vec::new();
+        let (environment, files) = (Vec::new(), Vec::new());
         let package = "qemu-utils";
-        let program = Program { path, what, package, arguments, environment, keys };
+        let program = Program { path, what, package, arguments, environment, keys, files };
         self.programs.run(program, seen).await
     }
 }
@@ -233,9 +260,9 @@ fn expect_success(ended: &Ended, path: &Path, what: &str) -> Result<(), VolumeEr
     if ended.code == Some(0) { Ok(()) } else { Err(ended.error(path, what)) }
 }
 
-fn new_file(path: &Path) -> Result<fs::File, VolumeError> {
+pub(crate) fn new_file(path: &Path) -> Result<fs::File, VolumeError> {
     let mut options = OpenOptions::new();
-    let opened = options.write(true).create_new(true).mode(0o600).open(path);
+    let opened = options.read(true).write(true).create_new(true).mode(0o600).open(path);
     opened.map_err(|error| VolumeError::io("make", path, error))
 }
 

@@ -54,6 +54,17 @@ pub enum VolumeError {
         /// Whoever opened it last, or the operation in progress, and processes.
         holder: String,
     },
+    /// It has not all of its contents yet.
+    #[error("volume {0} is still being restored: wait until that is done")]
+    Restoring(VolumeId),
+    /// What it is being restored from can't be read. What was fetched stays.
+    #[error("could not fetch the contents of volume {id}: {reason}")]
+    Backing {
+        /// Which.
+        id: VolumeId,
+        /// In the words of QEMU.
+        reason: String,
+    },
     /// Volumes only grow.
     #[error("volume {id} has {from} GB and cannot shrink to {to} GB: copy the files to a new one")]
     CannotShrink {
@@ -127,6 +138,17 @@ pub enum VolumeError {
         /// The cause.
         source: io::Error,
     },
+}
+
+/// Why a volume could not be cloned by whoever has it open. Nothing is left of the clone.
+#[derive(Debug, thiserror::Error)]
+pub enum CloneError<E> {
+    /// On the side of the files.
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
+    /// Whoever has it open could not clone it.
+    #[error("{0}")]
+    Clone(E),
 }
 
 impl VolumeError {

@@ -10,6 +10,7 @@ use std::{fmt, io};
 
 use aws_lc_rs::{
     aead::{AES_256_GCM, Aad, Nonce, RandomizedNonceKey},
+    hkdf::{HKDF_SHA256, Salt},
     rand,
 };
 use base64::{Engine as _, prelude::BASE64_STANDARD};
@@ -84,6 +85,27 @@ impl InstallationKey {
     #[must_use]
     pub fn new(bytes: [u8; LENGTH], id: impl Into<String>) -> Self {
         Self { bytes: Zeroizing::new(bytes), id: id.into() }
+    }
+
+    /// Tells it from another one without giving anything of it away.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// A key for one purpose, from which neither this one nor that of another purpose follows
+    /// (HKDF with SHA-256).
+    ///
+    /// # Errors
+    /// When the cryptographic library refuses.
+    pub fn derive(&self, purpose: &str) -> Result<Zeroizing<[u8; LENGTH]>, VolumeError> {
+        let extracted = Salt::new(HKDF_SHA256, b"caddis installation key").extract(&*self.bytes);
+        let mut key = Zeroizing::new([0; LENGTH]);
+        extracted
+            .expand(&[purpose.as_bytes()], HKDF_SHA256)
+            .and_then(|expanded| expanded.fill(key.as_mut()))
+            .map_err(|_| refused("derive a key"))?;
+        Ok(key)
     }
 
     fn cipher(&self) -> Result<RandomizedNonceKey, VolumeError> {
@@ -184,6 +206,17 @@ mod tests {
         // Its id alone does not make it the same.
         let forged = InstallationKey::new([8; LENGTH], "one").unwrap(&wrapped, &id("vol_a"));
         assert!(matches!(forged, Err(VolumeError::KeyDamaged(_))));
+    }
+
+    #[test]
+    fn derived_keys_depend_on_the_key_and_on_the_purpose() {
+        let (one, two) = (installation(), InstallationKey::new([8; LENGTH], "two"));
+        assert_eq!((one.id(), two.id()), ("one", "two"));
+        let derived = |key: &InstallationKey, purpose| *key.derive(purpose).unwrap();
+        assert_eq!(derived(&one, "snapshots"), derived(&installation(), "snapshots"));
+        let all = [derived(&one, "snapshots"), derived(&one, "other"), derived(&two, "snapshots")];
+        assert!(all[0] != all[1] && all[0] != all[2] && all[1] != all[2]);
+        assert!(!all.contains(&[7; LENGTH]));
     }
 
     #[test]

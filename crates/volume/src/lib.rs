@@ -3,6 +3,10 @@
 //! ```text
 //!  VolumeStore::open      records read, leftovers removed
 //!    ├ create, copy       NewVolume, NewCopy ─▶ Volume          (programs run, progress)
+//!    ├ clone_open         the same of one in use, by whoever has it open
+//!    ├ export             the contents over NBD, while nobody uses it
+//!    ├ fleecing_image     for a snapshot of one in use
+//!    ├ create_for_restore, hydrate, mark_whole      contents that come over NBD
 //!    ├ open_writer        Writer: descriptor with the lock, key (on the path of a start)
 //!    ├ grow               Growth: done, or for the VM to be told
 //!    ├ delete, undelete, purge_expired
@@ -25,10 +29,13 @@ mod store;
 mod types;
 
 pub use caddis_api::{VolumeId, volume::Filesystem};
-pub use error::VolumeError;
+pub use error::{CloneError, VolumeError};
 pub use key::{InstallationKey, VolumeKey};
-pub use store::{StoreConfig, VolumeStore, Writer, encrypted_volumes};
+pub use store::{
+    Export, FleecingImage, FleecingSpace, Recorded, StoreConfig, VolumeStore, Writer,
+    encrypted_volumes,
+};
 pub use types::{
-    Check, Growth, InvalidSize, KEPT_AFTER_DELETE, NewCopy, NewVolume, Problem, Progress, SizeGib,
-    Space, Usage, Volume,
+    Check, Copied, Growth, InvalidSize, KEPT_AFTER_DELETE, NewCopy, NewVolume, Problem, Progress,
+    SizeGib, Space, Usage, Volume,
 };

@@ -1,5 +1,5 @@
-//! Programs of the host: `qemu-img` and `mke2fs`. Keys reach them through pipes, never by argument
-//! or file, and they end with what wanted them.
+//! Programs of the host: `qemu-img`, `qemu-storage-daemon` and `mke2fs`. Keys reach them through
+//! pipes, never by argument or file, and they end with what wanted them.
 
 use std::{
     ffi::OsString,
@@ -20,7 +20,7 @@ use rustix::{
 };
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _},
-    process::Command,
+    process::{Child, Command},
 };
 
 use crate::{VolumeError, VolumeKey, lock};
@@ -29,6 +29,8 @@ use crate::{VolumeError, VolumeKey, lock};
 /// the way of the pipe by which std tells that a program could not be run.
 const MARKER: i32 = 500;
 const FIRST_KEY: i32 = 501;
+/// The first for other files.
+const FIRST_FILE: i32 = 510;
 
 /// Of what a program says as much is kept, bytes: enough for any message.
 const WORDS: usize = 64 << 10;
@@ -53,6 +55,8 @@ pub(crate) struct Program<'a> {
     pub(crate) environment: Vec<(&'static str, OsString)>,
     /// It reads their passphrases from the descriptors [`key_file`] names.
     pub(crate) keys: Vec<&'a VolumeKey>,
+    /// It has them open as [`open_file`] and [`file_number`] name them.
+    pub(crate) files: Vec<OwnedFd>,
 }
 
 /// How a program ended.
@@ -66,6 +70,16 @@ pub(crate) struct Ended {
 /// The file from which a program reads the passphrase of a key.
 pub(crate) fn key_file(index: usize) -> String {
     format!("/proc/self/fd/{}", FIRST_KEY as usize + index)
+}
+
+/// The number of an open file that a program is given.
+pub(crate) fn file_number(index: usize) -> String {
+    (FIRST_FILE as usize + index).to_string()
+}
+
+/// Its path.
+pub(crate) fn open_file(index: usize) -> String {
+    format!("/proc/self/fd/{}", file_number(index))
 }
 
 impl Programs {
@@ -89,12 +103,35 @@ impl Programs {
         program: Program<'_>,
         seen: impl FnMut(&[u8]),
     ) -> Result<Ended, VolumeError> {
+        let mut program = program;
+        let mut child = self.spawn(&mut program, Stdio::null())?;
         let failed = |error: io::Error| failure(&program, error);
-        let mut mappings = Vec::with_capacity(1 + program.keys.len());
+        let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+        let (stdout, stderr, status) =
+            tokio::join!(read(stdout, seen), read(stderr, |_| ()), child.wait());
+        Ok(Ended {
+            code: status.map_err(failed)?.code(),
+            stdout: stdout.map_err(failed)?,
+            stderr: String::from_utf8_lossy(&stderr.map_err(failed)?).into_owned(),
+        })
+    }
+
+    /// Starts a program, which takes its files. It is killed when this is dropped.
+    pub(crate) fn spawn(
+        &self,
+        program: &mut Program<'_>,
+        stdin: Stdio,
+    ) -> Result<Child, VolumeError> {
+        let files = std::mem::take(&mut program.files);
+        let failed = |error: io::Error| failure(program, error);
+        let mut mappings = Vec::with_capacity(1 + program.keys.len() + files.len());
         let marker = self.marker.try_clone().map_err(failed)?;
         mappings.push(FdMapping { parent_fd: marker.into(), child_fd: MARKER });
-        for (key, child_fd) in program.keys.iter().zip(FIRST_KEY..) {
+        for (key, child_fd) in program.keys.iter().zip(FIRST_KEY..FIRST_FILE) {
             mappings.push(FdMapping { parent_fd: pipe(key).map_err(failed)?, child_fd });
+        }
+        for (parent_fd, child_fd) in files.into_iter().zip(FIRST_FILE..) {
+            mappings.push(FdMapping { parent_fd, child_fd });
         }
         let mut command = Command::new(program.path);
         command
@@ -104,22 +141,13 @@ impl Programs {
             .envs(program.environment.iter().map(|(name, value)| (name, value)))
             .args(&program.arguments)
             .current_dir(&self.directory)
-            .stdin(Stdio::null())
+            .stdin(stdin)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .kill_on_drop(true);
         command.fd_mappings(mappings).map_err(|error| failed(io::Error::other(error)))?;
-        let mut child = command.spawn().map_err(failed)?;
-        // It holds our copies of the descriptors.
-        drop(command);
-        let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
-        let (stdout, stderr, status) =
-            tokio::join!(read(stdout, seen), read(stderr, |_| ()), child.wait());
-        Ok(Ended {
-            code: status.map_err(failed)?.code(),
-            stdout: stdout.map_err(failed)?,
-            stderr: String::from_utf8_lossy(&stderr.map_err(failed)?).into_owned(),
-        })
+        // It holds our copies of the descriptors until it is dropped.
+        command.spawn().map_err(failed)
     }
 }
 
@@ -161,7 +189,7 @@ fn pipe(key: &VolumeKey) -> io::Result<OwnedFd> {
 }
 
 /// Reads to the end and keeps the beginning.
-async fn read(
+pub(crate) async fn read(
     stream: Option<impl AsyncRead + Unpin>,
     mut seen: impl FnMut(&[u8]),
 ) -> io::Result<Vec<u8>> {

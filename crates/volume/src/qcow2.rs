@@ -1,7 +1,10 @@
-//! The one thing of a qcow2 file that is read without `qemu-img`: its size, since an open must not
-//! wait for a program. Layout: QEMU's docs/interop/qcow2.txt.
+//! The one thing of a qcow2 file that is read and written without `qemu-img`: its size, since an
+//! open must not wait for a program. Layout: QEMU's docs/interop/qcow2.txt.
 
 use std::{fs::File, io, os::unix::fs::FileExt as _, path::Path};
+
+/// Where the header has the virtual size.
+const SIZE: usize = 24;
 
 /// The virtual size of a file, bytes.
 ///
@@ -10,12 +13,18 @@ use std::{fs::File, io, os::unix::fs::FileExt as _, path::Path};
 pub(crate) fn virtual_size(path: &Path) -> io::Result<u64> {
     let mut header = [0; 32];
     File::open(path)?.read_exact_at(&mut header, 0)?;
-    let (start, size) = header.split_at(24);
+    let (start, size) = header.split_at(SIZE);
     // Magic, version 3, no name of a backing file.
     if start.get(..16) != Some(b"QFI\xfb\0\0\0\x03\0\0\0\0\0\0\0\0") {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "it is no disk of a volume"));
     }
     Ok(size.iter().fold(0, |size, byte| size << 8 | u64::from(*byte)))
+}
+
+/// Gives an empty file that is larger another virtual size, bytes: its first table (L1) has more
+/// entries than are needed then, which is allowed.
+pub(crate) fn shrink(file: &File, bytes: u64) -> io::Result<()> {
+    file.write_all_at(&bytes.to_be_bytes(), SIZE as u64)
 }
 
 #[cfg(test)]

@@ -12,6 +12,8 @@ pub(crate) const FILE: &str = "volume.json";
 
 /// Of the format below. A change that an older server would lose or misread raises it.
 const VERSION: u32 = 1;
+/// The same with `restoring`, which an older server would take for a whole volume.
+const RESTORING: u32 = 2;
 
 /// A record is a few hundred bytes; what is longer is none.
 const LARGEST: u64 = 64 << 10;
@@ -31,6 +33,9 @@ pub(crate) struct Record {
     /// Says in which directory the volume belongs.
     pub(crate) deleted_at: Option<Timestamp>,
     pub(crate) copied_from: Option<VolumeId>,
+    /// See [`Self::set_restoring`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    restoring: bool,
 }
 
 #[derive(Deserialize)]
@@ -57,7 +62,24 @@ impl Record {
             created_at,
             deleted_at: None,
             copied_from: None,
+            restoring: false,
         }
+    }
+
+    /// Whether it has less than it should without its backing. Older servers refuse it then.
+    pub(crate) fn set_restoring(&mut self, restoring: bool) {
+        self.restoring = restoring;
+        self.version = if restoring { RESTORING } else { VERSION };
+    }
+
+    pub(crate) fn is_restoring(&self) -> bool {
+        self.restoring
+    }
+
+    /// # Errors
+    /// When it is being restored.
+    pub(crate) fn expect_whole(&self) -> Result<(), VolumeError> {
+        if self.restoring { Err(VolumeError::Restoring(self.id.clone())) } else { Ok(()) }
     }
 
     /// Reads the record of a volume's directory; an error in words if there is none that can be
@@ -72,10 +94,10 @@ impl Record {
         let bytes = fs::read(&path).map_err(unreadable)?;
         let invalid = |error: serde_json::Error| format!("{FILE} is invalid: {error}");
         let Version { version } = serde_json::from_slice(&bytes).map_err(invalid)?;
-        if version != VERSION {
+        if !(VERSION..=RESTORING).contains(&version) {
             return Err(format!(
-                "{FILE} has format {version} and this server knows {VERSION}: use the server that \
-                 wrote it, or a newer one"
+                "{FILE} has format {version} and this server knows {RESTORING}: use the server \
+                 that wrote it, or a newer one"
             ));
         }
         serde_json::from_slice(&bytes).map_err(invalid)
@@ -101,6 +123,7 @@ impl Record {
             created_at: self.created_at,
             deleted_at: self.deleted_at,
             copied_from: self.copied_from.clone(),
+            restoring: self.restoring,
         }
     }
 }

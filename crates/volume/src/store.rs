@@ -11,10 +11,16 @@
 //! A volume comes and goes by a rename of its directory. Which of the two directories it belongs
 //! in, its record says; a server that was killed in between is caught up with at the next open.
 
+mod clone;
 mod copy;
 mod create;
+mod daemon;
 mod delete;
+mod ending;
+mod export;
+mod fleecing;
 mod grow;
+mod hydrate;
 mod places;
 mod room;
 mod writer;
@@ -24,10 +30,11 @@ use std::{
     fs::{self, OpenOptions},
     os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, OnceLock},
 };
 
 use parking_lot::Mutex;
+use tokio::sync::watch;
 
 use crate::{
     Check, Problem, SizeGib, Space, Usage, Volume, VolumeError, VolumeId, VolumeKey,
@@ -40,8 +47,10 @@ use crate::{
     record::Record,
 };
 
+pub use export::Export;
+pub use fleecing::{FleecingImage, FleecingSpace};
 pub use places::encrypted_volumes;
-pub use writer::Writer;
+pub use writer::{Recorded, Writer};
 
 /// Name of the file with a volume's data.
 const DISK: &str = "disk.qcow2";
@@ -59,6 +68,8 @@ pub struct StoreConfig {
     pub qemu_img: PathBuf,
     /// `mke2fs`, by name or path.
     pub mke2fs: PathBuf,
+    /// `qemu-storage-daemon`, by name or path.
+    pub storage_daemon: PathBuf,
 }
 
 impl StoreConfig {
@@ -68,7 +79,8 @@ impl StoreConfig {
         // Services may have a PATH without the directories of the system.
         let places = ["/usr/sbin/mke2fs", "/sbin/mke2fs"].map(PathBuf::from);
         let mke2fs = places.into_iter().find(|path| path.exists()).unwrap_or("mke2fs".into());
-        Self { directory, key, limit: None, qemu_img: "qemu-img".into(), mke2fs }
+        let [qemu_img, storage_daemon] = ["qemu-img", "qemu-storage-daemon"].map(PathBuf::from);
+        Self { directory, key, limit: None, qemu_img, mke2fs, storage_daemon }
     }
 }
 
@@ -85,6 +97,8 @@ struct Inner {
     config: StoreConfig,
     disks: Disks,
     state: Mutex<State>,
+    /// Whether the file system has `FICLONE`, once that was tried.
+    can_clone: OnceLock<bool>,
     /// Keeps other processes from managing the same directory.
     _lock: FileLock,
 }
@@ -98,6 +112,10 @@ struct State {
     reserved: HashMap<VolumeId, SizeGib>,
     /// What this process holds the lock of a volume for.
     busy: HashMap<VolumeId, String>,
+    /// Of these, what was told to end and is about to; closed when it has.
+    ending: HashMap<VolumeId, watch::Receiver<()>>,
+    /// For images of snapshots that are being taken, GiB.
+    fleecing: u64,
 }
 
 /// A volume that is locked by this process for an operation.
@@ -105,6 +123,8 @@ struct Busy {
     inner: Arc<Inner>,
     id: VolumeId,
     lock: Option<FileLock>,
+    /// Dropped last.
+    ended: watch::Sender<()>,
 }
 
 impl VolumeStore {
@@ -136,9 +156,14 @@ impl VolumeStore {
             .map_err(failed)?
             .ok_or_else(|| VolumeError::StoreInUse(config.directory.clone()))?;
         let programs = Programs::new(&config.directory)?;
-        let disks =
-            Disks { programs, qemu_img: config.qemu_img.clone(), mke2fs: config.mke2fs.clone() };
-        let inner = Inner { config, disks, state: Mutex::default(), _lock: lock };
+        let disks = Disks {
+            programs,
+            qemu_img: config.qemu_img.clone(),
+            mke2fs: config.mke2fs.clone(),
+            storage_daemon: config.storage_daemon.clone(),
+        };
+        let can_clone = OnceLock::new();
+        let inner = Inner { config, disks, state: Mutex::default(), can_clone, _lock: lock };
         inner.read()?;
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -195,6 +220,7 @@ impl VolumeStore {
     /// # Errors
     /// When it is in use or deleted, its key can't be had, or the check could not be made.
     pub async fn check(&self, id: &VolumeId) -> Result<Check, VolumeError> {
+        self.inner.settled(id).await;
         let (_busy, record) = self.inner.take(id, "a check")?;
         let key = self.inner.key(&record)?;
         self.inner.disks.check(&self.inner.disk(&record.volume()), key.as_ref()).await
@@ -357,7 +383,8 @@ impl Inner {
 
 impl Busy {
     fn new(inner: &Arc<Inner>, id: &VolumeId, lock: FileLock) -> Self {
-        Self { inner: Arc::clone(inner), id: id.clone(), lock: Some(lock) }
+        let (inner, id, lock) = (Arc::clone(inner), id.clone(), Some(lock));
+        Self { inner, id, lock, ended: watch::Sender::new(()) }
     }
 }
 
@@ -367,6 +394,7 @@ impl Drop for Busy {
         // Under the lock of the state, so that whoever finds the file locked finds out by whom.
         self.lock = None;
         state.busy.remove(&self.id);
+        state.ending.remove(&self.id);
     }
 }
 

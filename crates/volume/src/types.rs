@@ -119,6 +119,17 @@ pub struct Volume {
     pub deleted_at: Option<Timestamp>,
     /// The volume it was copied from.
     pub copied_from: Option<VolumeId>,
+    /// It has not all of its contents yet, and must be opened with its backing.
+    pub restoring: bool,
+}
+
+/// A copy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Copied {
+    /// The new volume.
+    pub volume: Volume,
+    /// Whether it shares its blocks with the source (`FICLONE`), and the key with it.
+    pub is_clone: bool,
 }
 
 /// What there is below the directory of the volumes that can't be used. It is left as it is.

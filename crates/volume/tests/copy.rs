@@ -18,6 +18,7 @@ async fn a_copy_has_what_the_source_has_and_is_independent_of_it() {
     node.write(7, "700M", "3M");
     let (progress, _) = watch::channel(Progress::default());
     let made = host.store.copy(&source.id, copy_to("vol_b", Some(2)), &progress).await.unwrap();
+    let made = made.volume;
     assert_eq!((made.size, made.generation, made.filesystem), (gib(2), 1, Filesystem::Ext4));
     assert_eq!(made.copied_from.as_ref(), Some(&source.id));
     assert_eq!(host.store.get(&made.id).unwrap(), made);
@@ -62,7 +63,7 @@ async fn a_copy_of_an_encrypted_volume_has_a_key_of_its_own_and_is_nowhere_in_th
         }
         looks
     });
-    let made = host.store.copy(&source.id, copy_to("vol_b", None), &progress).await.unwrap();
+    let made = host.store.copy(&source.id, copy_to("vol_b", None), &progress).await.unwrap().volume;
     drop(progress);
     assert!(in_the_clear.await.unwrap() > 1);
     assert!(made.encrypted);
@@ -142,7 +143,7 @@ async fn while_a_volume_is_copied_all_else_is_refused_with_that_reason() {
         said(host.store.check(&source).await.unwrap_err());
     };
     let (copied, ()) = tokio::join!(copy, others);
-    assert_eq!(copied.unwrap().size, gib(1));
+    assert_eq!(copied.unwrap().volume.size, gib(1));
     assert_eq!(host.store.get(&source).unwrap().size, gib(1));
     host.store.delete(&source, at(0)).unwrap();
 }

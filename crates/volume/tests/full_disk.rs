@@ -6,31 +6,13 @@ mod support;
 
 use std::{fs, path::Path};
 
-use caddis_volume::{Filesystem, Growth, StoreConfig, VolumeError, VolumeStore};
-use nix::{
-    mount::{MsFlags, mount},
-    sched::{CloneFlags, unshare},
-};
+use caddis_volume::{Filesystem, Growth, VolumeError};
 
-use crate::support::{Host, copy_to, gib, key};
+use crate::support::{Backing, Host, copy_to, gib};
 
 /// Runs `body` in a directory that has room for so many bytes.
 fn on_a_disk<F: Future<Output = ()>>(size: u64, body: impl FnOnce(Host) -> F + Send) {
-    let directory = tempfile::tempdir().unwrap();
-    let run = || {
-        unshare(CloneFlags::CLONE_NEWNS).expect("this test needs root");
-        let none = None::<&str>;
-        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
-        let options = format!("size={size}");
-        let path = directory.path();
-        mount(Some("tmpfs"), path, Some("tmpfs"), MsFlags::empty(), Some(&*options)).unwrap();
-        let config = StoreConfig::new(path.join("volumes"), key());
-        let store = VolumeStore::open(config.clone()).unwrap();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let directory = tempfile::tempdir().unwrap();
-        runtime.block_on(body(Host { directory, config, store }));
-    };
-    std::thread::scope(|scope| scope.spawn(run).join()).unwrap();
+    support::on_a_file_system(support::tmpfs(size), body);
 }
 
 fn fill(directory: &Path, left: u64) {
@@ -57,7 +39,10 @@ fn however_little_room_there_is_a_creation_or_copy_makes_a_whole_volume_or_leave
             for copy in [false, true] {
                 let outcome = match copy {
                     false => host.create("vol_new", 1, Filesystem::Ext4, false).await,
-                    true => host.store.copy(&source, copy_to("vol_new", None), &progress).await,
+                    true => {
+                        let copied = host.store.copy(&source, copy_to("vol_new", None), &progress);
+                        copied.await.map(|copied| copied.volume)
+                    }
                 };
                 match outcome {
                     Ok(volume) => {
@@ -85,6 +70,37 @@ fn an_encrypted_volume_for_whose_header_there_is_no_room_leaves_nothing() {
         let error = host.create("vol_a", 1, Filesystem::Raw, true).await.unwrap_err();
         assert!(matches!(error, VolumeError::NoSpace { .. }), "{error}");
         assert_eq!((host.contents().len(), host.store.space().declared), (0, 0));
+    });
+}
+
+#[test]
+fn a_snapshot_for_which_there_is_no_room_is_refused() {
+    on_a_disk(32 << 20, |host| async move {
+        let volume = host.raw("vol_a", 1).await;
+        host.node(&volume).await.write(7, "0", "4M");
+        drop(host.store.fleecing_image(&volume).await.unwrap());
+        fill(&host.config.directory, 19 << 20);
+        let error = host.store.fleecing_image(&volume).await.unwrap_err();
+        assert!(matches!(&error, VolumeError::NoSpace { .. }), "{error}");
+        assert!(error.to_string().contains("are free"), "{error}");
+        assert_eq!(host.store.space().declared, 1);
+    });
+}
+
+#[test]
+fn a_restore_for_which_there_is_no_room_fails_and_goes_on_when_there_is() {
+    on_a_disk(8 << 20, |host| async move {
+        let volume = host.restoring("vol_a", 1, false).await;
+        let backing = Backing::new(vec![(1 << 20, 4 << 20, 5)], 1 << 30);
+        let (progress, _) = tokio::sync::watch::channel(Default::default());
+        fill(&host.config.directory, 3 << 20);
+        let error = host.store.hydrate(&volume, &backing.socket(), &progress).await.unwrap_err();
+        assert!(matches!(&error, VolumeError::NoSpace { .. }), "{error}");
+        fs::remove_file(host.config.directory.join("filler")).unwrap();
+        host.store.hydrate(&volume, &backing.socket(), &progress).await.unwrap();
+        host.store.mark_whole(&volume).unwrap();
+        assert!(host.store.check(&volume).await.unwrap().is_sound());
+        assert!(host.node(&volume).await.has(5, "1M", "4M"));
     });
 }
 

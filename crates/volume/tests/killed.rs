@@ -50,11 +50,12 @@ fn child(task: &str) {
     let (directory, tools) = task.split_once(' ').unwrap();
     let directory = Path::new(directory);
     let mut config = StoreConfig::new(directory.join("volumes"), key());
-    for program in ["qemu-img", "mke2fs"] {
+    for program in ["qemu-img", "mke2fs", "qemu-storage-daemon"] {
         let path = Path::new(tools).join(program);
         match program {
             _ if !path.exists() => {}
             "mke2fs" => config.mke2fs = path,
+            "qemu-storage-daemon" => config.storage_daemon = path,
             _ => config.qemu_img = path,
         }
     }
@@ -70,6 +71,13 @@ fn child(task: &str) {
                 drop(host.store.copy(&id("vol_a"), copy_to("vol_new", None), &progress).await)
             }
             "check" => drop(host.store.check(&id("vol_a")).await),
+            "export" => drop(host.store.export(&id("vol_a")).await),
+            "hydrate" => {
+                // Nobody answers there.
+                let socket = host.directory.path().join("nbd");
+                let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+                drop(host.store.hydrate(&id("vol_b"), &socket, &progress).await);
+            }
             "grow" => drop(host.store.grow(&id("vol_a"), gib(5)).await),
             other => panic!("{other}"),
         }
@@ -142,9 +150,17 @@ async fn programs_that_outlive_the_server_are_ended_when_it_comes_back() {
     if std::env::var(CHILD).is_ok() {
         std::thread::spawn(is_child).join().unwrap();
     }
-    let Host { directory, config, store } = closed().await;
+    let host = closed().await;
+    host.restoring("vol_b", 1, false).await;
+    let Host { directory, config, store } = host;
     drop(store);
-    for (task, verb) in [("copy", "convert"), ("check", "check"), ("grow", "resize")] {
+    for (task, program, verb, volume) in [
+        ("copy", "qemu-img", "convert", "vol_a"),
+        ("check", "qemu-img", "check", "vol_a"),
+        ("grow", "qemu-img", "resize", "vol_a"),
+        ("export", "qemu-storage-daemon", "--chardev", "vol_a"),
+        ("hydrate", "qemu-storage-daemon", "--chardev", "vol_b"),
+    ] {
         let spare = tempfile::tempdir().unwrap();
         let spare = StoreConfig::new(spare.path().join("volumes"), key());
         let host = Host {
@@ -156,7 +172,7 @@ async fn programs_that_outlive_the_server_are_ended_when_it_comes_back() {
         let tools = {
             let link = host.directory.path().join("volumes");
             std::os::unix::fs::symlink(&config.directory, link).unwrap();
-            kill(TEST, &host, task, "qemu-img", verb, When::AndStays)
+            kill(TEST, &host, task, program, verb, When::AndStays)
         };
         let pid = loop {
             match fs::read_to_string(tools.join("pid")) {
@@ -172,7 +188,7 @@ async fn programs_that_outlive_the_server_are_ended_when_it_comes_back() {
         // Reaped by whoever it was left to, or not yet.
         let command = fs::read(&process).unwrap_or_default();
         assert_eq!(command, b"", "{task}: it runs on");
-        let writer = host.store.open_writer(&id("vol_a"), "a test").await.unwrap();
+        let writer = host.store.open_writer(&id(volume), "a test").await.unwrap();
         writer.release();
     }
     drop(directory);
@@ -246,7 +262,7 @@ async fn what_cannot_be_used_is_reported_counted_and_left_as_it_is() {
     for name in ["vol_a", "vol_b", "vol_c", "vol_d", "vol_e", "vol_f"] {
         host.raw(name, 2).await;
     }
-    edit(&host.place("vol_a"), |record| record["version"] = 2.into());
+    edit(&host.place("vol_a"), |record| record["version"] = 3.into());
     fs::write(host.place("vol_b").join("volume.json"), "{\"version\": 1, ").unwrap();
     fs::remove_file(host.place("vol_c").join("volume.json")).unwrap();
     fs::remove_file(host.disk("vol_d")).unwrap();
@@ -263,7 +279,7 @@ async fn what_cannot_be_used_is_reported_counted_and_left_as_it_is() {
         let problem = problems.iter().find(|problem| problem.name == name).unwrap();
         problem.reason.as_str()
     };
-    assert!(reason("vol_a").contains("format 2 and this server knows 1"), "{problems:?}");
+    assert!(reason("vol_a").contains("format 3 and this server knows 2"), "{problems:?}");
     assert!(reason("vol_b").contains("volume.json is invalid"), "{problems:?}");
     assert!(reason("vol_c").contains("cannot be read"), "{problems:?}");
     assert!(reason("vol_d").contains("disk.qcow2"), "{problems:?}");

@@ -114,6 +114,22 @@ async fn a_second_writer_is_refused_with_the_name_of_the_first_and_each_raises_t
     host.open_soon(&volume).await;
 }
 
+#[tokio::test]
+async fn a_volume_is_its_writer_s_while_that_is_being_recorded() {
+    let host = Host::new();
+    let volume = host.raw("vol_a", 1).await;
+    let (writer, recorded) = host.store.begin_writer(&volume, "machine 123").await.unwrap();
+    assert!(refused(&host, &volume).await.contains("in use by machine 123"));
+    let (open, before) = recorded.done().await.unwrap();
+    assert_eq!((before, open.generation), (1, 2));
+    assert_eq!(writer.volume().generation, open.generation);
+    let host = host.reopen();
+    assert_eq!(host.store.get(&volume).unwrap().generation, 2);
+    assert!(refused(&host, &volume).await.contains("in use by machine 123"));
+    drop(writer);
+    host.open_soon(&volume).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn of_many_that_open_a_volume_at_once_one_has_it() {
     let host = Host::new();

@@ -11,6 +11,7 @@ use std::{
 use caddis_api::{ApiError, MachineConfig, MachineId, WorkerId, event::MachineEvent};
 use caddis_bus::message::MachineRecord;
 use caddis_image::{Digest, Progress, ResolvedImage};
+use caddis_snapshot::SnapshotStore;
 use caddis_vmm::{Vm, Vmm};
 use caddis_volume::VolumeStore;
 use parking_lot::{Mutex, MutexGuard};
@@ -24,7 +25,7 @@ use crate::{
     clock::Clock,
     egress::Egress,
     files::MachineFiles,
-    host::{HostNetwork, Images},
+    host::{Exports, HostNetwork, Images},
     live::RunningVm,
     logs::Logs,
     owner::{Message, Owner, kept, record},
@@ -91,6 +92,7 @@ impl Shared {
         publisher: Publisher,
         drivers: Drivers,
     ) -> Self {
+        let volumes = Volumes::new(&config.directory, &drivers);
         Self {
             worker,
             capacity: Capacity::new(&config),
@@ -106,7 +108,7 @@ impl Shared {
             images: drivers.images,
             network: drivers.network,
             prober: drivers.prober,
-            volumes: Volumes::new(drivers.volumes),
+            volumes,
             egress: Egress::default(),
             owners: Mutex::default(),
             images_in_use: Mutex::default(),
@@ -283,4 +285,8 @@ pub struct Drivers {
     pub prober: Arc<dyn Prober>,
     /// The files of volumes.
     pub volumes: VolumeStore,
+    /// Where snapshots of volumes are kept; none are taken without.
+    pub snapshots: Option<SnapshotStore>,
+    /// How volumes are read for them.
+    pub exports: Arc<dyn Exports>,
 }

@@ -24,6 +24,7 @@ use caddis_image::{
     Digest, ImageConfig, ImageReference, OwnFile, Progress, ResolvedImage, RootDisk,
 };
 use caddis_network::{Assignments, MachineAddresses};
+use caddis_snapshot::{Location, Options, SnapshotStore, StoreKey};
 use caddis_vmm::{
     Patch, SlotPool, VmmError,
     fake::{FakeHost, FakeVmm},
@@ -34,11 +35,14 @@ use ipnet::Ipv4Net;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::watch;
 
+pub use self::exports::{BLOCK, FakeExports};
 pub use crate::adapters::image_error;
 use crate::{
     Clock, Drivers, Finding, Probe, Prober, WorkerConfig,
     host::{HostNetwork, Images},
 };
+
+mod exports;
 
 /// How long the files of volumes may be in use.
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -53,6 +57,8 @@ pub fn config(directory: &Path) -> WorkerConfig {
         cpu_overcommit: 1e6,
         memory_overcommit: 1.0,
         disk_overcommit: 1e6,
+        volume_reserve: None,
+        volume_throttle: false,
         restart_concurrency: 4,
         launch_concurrency: 1024,
         log_bytes_per_machine: 1 << 20,
@@ -65,7 +71,8 @@ pub fn config(directory: &Path) -> WorkerConfig {
     }
 }
 
-/// Drivers of a host that pretends, with slots below `directory`. Health checks pass.
+/// Drivers of a host that pretends, with slots and snapshots below `directory`. Health checks pass;
+/// of what volumes hold only zeroes are read for snapshots.
 ///
 /// # Errors
 /// When the directory of the slots or of the volumes can't be used.
@@ -83,6 +90,8 @@ pub fn drivers(
         network: Arc::new(network.clone()),
         prober: Arc::new(FakeProber::default()),
         volumes: volumes(directory, |_| ())?,
+        snapshots: Some(snapshot_store(directory)?),
+        exports: Arc::new(FakeExports::default()),
     })
 }
 
@@ -104,6 +113,18 @@ pub fn volumes(directory: &Path, change: impl FnOnce(&mut StoreConfig)) -> io::R
             opened => return opened.map_err(io::Error::other),
         }
     }
+}
+
+/// The snapshot store below `directory`, which sweeps also what was just written.
+///
+/// # Errors
+/// When its directory can't be used.
+pub fn snapshot_store(directory: &Path) -> io::Result<SnapshotStore> {
+    let location = Location::Directory(directory.join("snapshots"));
+    let key = StoreKey { bytes: [7; 32].into(), id: "fake".to_owned() };
+    let config = caddis_snapshot::StoreConfig { location, key };
+    let options = Options { grace: Duration::ZERO, ..Options::default() };
+    SnapshotStore::open_with(config, options).map_err(io::Error::other)
 }
 
 /// The slots of such a host.

@@ -1,13 +1,15 @@
-//! What the engine needs of images and network, as traits, so that it can be tested without either.
+//! What the engine needs of images, network and what VMs export, as traits, so that it can be
+//! tested without any.
 
 use std::{collections::HashSet, os::fd::OwnedFd, path::Path};
 
 use async_trait::async_trait;
-use caddis_api::ApiError;
+use caddis_api::{ApiError, VolumeId};
 use caddis_bus::message::ImageSummary;
 use caddis_guest_protocol::spec::NetworkSpec;
 use caddis_image::{Digest, OwnFile, Progress, ResolvedImage, RootDisk};
 use caddis_network::{Assignments, Disturbances, MachineAddresses, Refused};
+use caddis_snapshot::{SnapshotError, Source, nbd};
 use caddis_vmm::Patch;
 use tokio::sync::watch;
 
@@ -100,4 +102,35 @@ pub trait HostNetwork: Send + Sync + 'static {
 
     /// The guest's end.
     fn guest_spec(&self, addresses: &MachineAddresses) -> NetworkSpec;
+}
+
+/// Reads what volumes hold, where QEMU exports it.
+#[async_trait]
+pub trait Exports: Send + Sync + 'static {
+    /// Connects to the export of a volume. `changed` is the dirty bitmap that says what has changed
+    /// since the previous snapshot, if that is known.
+    async fn connect(
+        &self,
+        volume: &VolumeId,
+        socket: &Path,
+        export: &str,
+        changed: Option<&str>,
+    ) -> Result<Box<dyn Source>, SnapshotError>;
+}
+
+/// Exports by NBD.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NbdExports;
+
+#[async_trait]
+impl Exports for NbdExports {
+    async fn connect(
+        &self,
+        _: &VolumeId,
+        socket: &Path,
+        export: &str,
+        changed: Option<&str>,
+    ) -> Result<Box<dyn Source>, SnapshotError> {
+        Ok(Box::new(nbd::Client::connect(socket, export, changed).await?))
+    }
 }

@@ -5,7 +5,10 @@ use async_trait::async_trait;
 use caddis_api::MachineId;
 use futures::future::BoxFuture;
 
-use crate::steps::{self, Context, Done, Failure, RunningVmHandle, Step};
+use crate::{
+    engine::Shared,
+    steps::{self, Context, Done, Failure, RunningVmHandle, Step},
+};
 
 /// What becomes of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,6 +32,17 @@ pub trait StepHook: Send + Sync {
     async fn before(&self, machine: &MachineId, operation: &str, step: &str) -> FaultInjection;
     /// A step was done; nothing of that is recorded yet.
     async fn after(&self, machine: &MachineId, operation: &str, step: &str);
+    /// Something that is done with volumes beside their machines has come so far.
+    async fn reached(&self, _point: &str) {}
+}
+
+impl Shared {
+    /// Tells the hook, if there is one, that something has come so far.
+    pub async fn reach(&self, point: &str) {
+        if let Some(hook) = &self.hook {
+            hook.reached(point).await;
+        }
+    }
 }
 
 /// Does one step, and what the hook wants of it.

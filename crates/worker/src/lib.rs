@@ -88,6 +88,11 @@ pub struct WorkerConfig {
     /// How often each GiB of the directory's file system may be promised to root disks, which are
     /// sparse.
     pub disk_overcommit: f64,
+    /// Bytes that a new volume, filled, must leave free on the disk as it is; `None`: volumes may
+    /// be promised whatever is free.
+    pub volume_reserve: Option<u64>,
+    /// Whether what machines read and write of their volumes is limited by their size.
+    pub volume_throttle: bool,
     /// How many machines start at once after a host reboot.
     pub restart_concurrency: usize,
     /// How many VMs are launched at once; more wait for their turn.
@@ -149,6 +154,7 @@ impl Worker {
             tokio::spawn(housekeeping::announce(shared.clone())),
             tokio::spawn(volumes::purge(shared.clone())),
             tokio::spawn(volumes::watch_usage(shared.clone())),
+            tokio::spawn(volumes::snapshots::run(shared.clone())),
             tokio::spawn(disturbance::note(shared.clone())),
             tokio::spawn(egress::note(shared.clone())),
         ];

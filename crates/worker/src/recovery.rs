@@ -72,6 +72,8 @@ pub async fn resume(shared: &Arc<Shared>) -> Result<(), WorkerError> {
     let rebooted =
         shared.store.meta(BOOT_ID).await?.is_some_and(|last| last != shared.config.boot_id);
     volumes::load(shared).await?;
+    volumes::snapshots::load(shared).await?;
+    volumes::serve(shared);
     let machines = shared.store.load(RECENT_EVENTS).await?;
     let count = machines.len();
     let (destroyed, others): (Vec<_>, Vec<_>) =

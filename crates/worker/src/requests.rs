@@ -14,7 +14,7 @@ use crate::{
     engine::Shared,
     owner::{Message, RequestId},
     publish::Page,
-    volumes,
+    volumes::{self, snapshots},
 };
 
 mod create;
@@ -84,10 +84,14 @@ pub async fn handle(shared: &Arc<Shared>, id: RequestId, request: WorkerRequest)
             volumes::act(shared, &volume, action, id).await
         }
         WorkerRequest::GetVolume { volume } => volumes::get(shared, &volume).await,
-        WorkerRequest::TakeSnapshot { .. }
-        | WorkerRequest::ListSnapshots { .. }
-        | WorkerRequest::GetSnapshot { .. }
-        | WorkerRequest::DeleteSnapshot { .. } => todo!(),
+        WorkerRequest::TakeSnapshot { volume, snapshot } => {
+            snapshots::take(shared, &volume, &snapshot, id).await
+        }
+        WorkerRequest::ListSnapshots { volume } => Ok(snapshots::list(shared, &volume)),
+        WorkerRequest::GetSnapshot { snapshot } => Ok(snapshots::get(shared, &snapshot)),
+        WorkerRequest::DeleteSnapshot { volume, snapshot } => {
+            snapshots::delete(shared, &volume, &snapshot, id).await
+        }
         WorkerRequest::SetEgress { revision, machines } => {
             shared.egress.set(shared, revision, machines).await
         }
@@ -135,6 +139,8 @@ pub async fn accepted(shared: &Arc<Shared>, request: WorkerRequest) -> WorkerRes
             Ok(WorkerReply::Updated { record: Box::new(record), lease })
         }
         WorkerRequest::ActOnVolume { volume, .. } => volumes::get(shared, &volume).await,
+        // It may have been deleted since.
+        WorkerRequest::TakeSnapshot { snapshot, .. } => Ok(snapshots::get(shared, &snapshot)),
         // These find what they have done themselves.
         other => handle(shared, None, other).await,
     }

@@ -34,6 +34,7 @@ use self::{
 use crate::row::{FORMAT, MachineRow};
 
 mod database;
+mod snapshots;
 mod tables;
 mod volumes;
 

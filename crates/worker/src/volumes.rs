@@ -6,12 +6,17 @@
 //!                                    │ fails        │ delete ▲
 //!                                    ▼              ▼        │ undelete
 //!                                  failed     pending_destroy ──24 h──▶ destroyed, then forgotten
+//!
+//!   create from a snapshot ─▶ restoring, recorded ─▶ files made ─▶ hydrating ─ all read ─▶ created
 //! ```
 //!
 //! Which machine a volume is attached to is recorded nowhere: it is the one, of those that are not
 //! destroyed, whose configuration has it. In memory that is kept here.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::Path,
+};
 
 use caddis_api::{AppName, MachineId, VolumeId, config::Mount};
 use caddis_bus::message::VolumeRecord;
@@ -23,27 +28,37 @@ use tokio_util::{
     task::{AbortOnDropHandle, TaskTracker},
 };
 
-use crate::{engine::Shared, turns::Creations};
+use crate::{
+    engine::{Drivers, Shared},
+    turns::Creations,
+};
 
 mod attach;
+mod background;
 mod delete;
 mod error;
 mod extend;
+mod fork;
 mod in_use;
 mod load;
 mod make;
 mod record;
 mod requests;
+mod restore;
 mod row;
+pub mod snapshots;
+mod tell;
 mod usage;
 
 pub use self::{
+    background::Wanted,
     delete::{clock_was_set, purge},
     error::volume_error,
     extend::seen as extension_seen,
     in_use::once_free,
-    load::{load, resume},
+    load::{load, resume, serve},
     requests::{act, create, get, list},
+    restore::backing,
     row::{FORMAT, SavedVolume, VolumeRow},
     usage::watch as watch_usage,
 };
@@ -59,6 +74,12 @@ const PAGE: usize = 500;
 pub struct Volumes {
     /// Their files.
     pub files: VolumeStore,
+    /// Their snapshots.
+    pub snapshots: snapshots::Snapshots,
+    /// What is done with them beside their machines.
+    pub background: background::Background,
+    /// Those that are being restored.
+    restores: restore::Restores,
     state: Mutex<State>,
     /// The number of the last change, under which [`State`] is known.
     changed: watch::Sender<u64>,
@@ -88,6 +109,8 @@ struct Entry {
     is_going: bool,
     /// How far its copy is.
     progress: Progress,
+    /// Why that does not go on, if it does not.
+    trouble: Option<String>,
     /// Makes it.
     making: Option<AbortOnDropHandle<()>>,
     /// What an event has told of it last.
@@ -102,6 +125,7 @@ impl Entry {
             attached: None,
             is_going: false,
             progress: Progress::default(),
+            trouble: None,
             making: None,
             told: String::new(),
         }
@@ -128,16 +152,22 @@ pub struct Page {
 }
 
 impl Volumes {
-    /// Those of these files, of which nothing is known before [`load`].
-    pub fn new(files: VolumeStore) -> Self {
+    /// Those of these files, of which nothing is known before [`load`]. `directory` is the
+    /// worker's.
+    pub fn new(directory: &Path, drivers: &Drivers) -> Self {
+        let ending = CancellationToken::new();
+        let Drivers { volumes, snapshots, exports, .. } = drivers;
         Self {
-            files,
+            files: volumes.clone(),
+            snapshots: snapshots::Snapshots::new(snapshots.clone(), exports.clone()),
+            background: background::Background::new(&ending),
+            restores: restore::Restores::new(directory),
             state: Mutex::default(),
             changed: watch::Sender::new(0),
             turns: Creations::default(),
             making: [Semaphore::new(MAKES), Semaphore::new(COPIES)],
             tasks: TaskTracker::new(),
-            ending: CancellationToken::new(),
+            ending,
         }
     }
 
@@ -158,6 +188,11 @@ impl Volumes {
     /// A volume as it is recorded.
     pub fn row(&self, volume: &VolumeId) -> Option<VolumeRow> {
         self.state().entries.get(volume).map(|entry| entry.row.clone())
+    }
+
+    /// All of them, as they are recorded.
+    fn rows(&self) -> Vec<VolumeRow> {
+        self.state().entries.values().map(|entry| entry.row.clone()).collect()
     }
 
     /// A volume as others see it.
@@ -195,6 +230,7 @@ impl Volumes {
             let id = volume.id;
             format!("volume {id} is not recorded, as after a restore; its files take space")
         }));
+        warnings.extend(self.snapshots.warning());
         warnings
     }
 
@@ -217,6 +253,15 @@ impl Volumes {
         }
     }
 
+    /// The same, where that changed something.
+    fn edit_if(&self, volume: &VolumeId, edit: impl FnOnce(&mut Entry) -> bool) {
+        if let Some(entry) = self.state().entries.get_mut(volume)
+            && edit(entry)
+        {
+            self.touch(entry);
+        }
+    }
+
     /// Does something beside the requests, until it is done or the worker ends.
     fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) -> AbortOnDropHandle<()> {
         let ending = self.ending.clone();
@@ -226,6 +271,11 @@ impl Volumes {
                 () = work => {}
             }
         }))
+    }
+
+    /// Whether what is being done is to end.
+    fn is_ending(&self) -> bool {
+        self.ending.is_cancelled()
     }
 
     /// Ends what is being done; the next worker goes on with it.

@@ -3,10 +3,10 @@
 use std::ops::RangeInclusive;
 
 use crate::{
-    ApiError,
+    ApiError, SnapshotId,
     volume::{
         CreateVolumeRequest, DEFAULT_VOLUME_GIB, ExtendVolumeRequest, Filesystem, MAX_VOLUME_GIB,
-        SNAPSHOT_RETENTION, UpdateVolumeRequest, Volume,
+        SNAPSHOT_RETENTION, UpdateVolumeRequest,
     },
 };
 
@@ -34,6 +34,10 @@ fn check_size(size: u32) -> Result<(), ApiError> {
     Err(ApiError::invalid(format!("invalid size_gb, must be between 1 and {MAX_VOLUME_GIB}")))
 }
 
+fn is_given(text: &str) -> bool {
+    !text.is_empty()
+}
+
 fn check_retention(days: Option<u32>) -> Result<(), ApiError> {
     let known: RangeInclusive<u32> = SNAPSHOT_RETENTION;
     if days.is_none_or(|days| known.contains(&days)) {
@@ -56,13 +60,26 @@ impl CreateVolumeRequest {
         self.size_gb.filter(|size| *size > 0).map_or(Ok(()), check_size)?;
         check_retention(self.snapshot_retention.filter(|days| *days > 0))?;
         self.filesystem()?;
-        let given = |text: &Option<String>| text.as_deref().is_some_and(|text| !text.is_empty());
-        if given(&self.snapshot_id) {
+        if self.snapshot()?.is_some() && self.source_volume_id.as_deref().is_some_and(is_given) {
             return Err(ApiError::invalid(
-                "invalid snapshot_id, this server takes no snapshots of volumes yet",
+                "invalid snapshot_id, it excludes source_volume_id, give one",
             ));
         }
         Ok(())
+    }
+
+    /// The snapshot to make it from, if any.
+    ///
+    /// # Errors
+    /// 400 for what is no id of a snapshot.
+    pub fn snapshot(&self) -> Result<Option<SnapshotId>, ApiError> {
+        let Some(text) = self.snapshot_id.as_deref().filter(|text| is_given(text)) else {
+            return Ok(None);
+        };
+        text.parse().map(Some).map_err(|_| {
+            let shown: String = text.escape_debug().take(100).collect();
+            ApiError::invalid(format!("invalid snapshot_id, '{shown}' is no ID of a snapshot"))
+        })
     }
 
     /// What is to be on it, where that is said.
@@ -81,19 +98,20 @@ impl CreateVolumeRequest {
         }
     }
 
-    /// Its size, GiB: that of its source unless a larger one is asked for.
+    /// Its size, GiB: that of what it is made from, of which a word and the size are given, unless
+    /// a larger one is asked for.
     ///
     /// # Errors
-    /// 400 for one that is smaller than its source.
-    pub fn size_of(&self, source: Option<&Volume>) -> Result<u32, ApiError> {
-        let least = source.map_or(DEFAULT_VOLUME_GIB, |source| source.size_gb);
-        let size = self.size_gb.filter(|size| *size > 0).unwrap_or(least);
-        if source.is_some() && size < least {
-            return Err(ApiError::invalid(format!(
-                "invalid size_gb, the source has {least} GB, a copy can't be smaller"
-            )));
+    /// 400 for one that is smaller than what it is made from.
+    pub fn size_of(&self, source: Option<(&str, u32)>) -> Result<u32, ApiError> {
+        let asked = self.size_gb.filter(|size| *size > 0);
+        let Some((what, least)) = source else { return Ok(asked.unwrap_or(DEFAULT_VOLUME_GIB)) };
+        match asked {
+            Some(size) if size < least => Err(ApiError::invalid(format!(
+                "invalid size_gb {size}, {what} has {least} GB, the new one can't be smaller"
+            ))),
+            asked => Ok(asked.unwrap_or(least)),
         }
-        Ok(size)
     }
 }
 
@@ -157,7 +175,11 @@ mod tests {
             (json!({ "name": "a", "size_gb": 501 }), "invalid size_gb, must be between 1 and 500"),
             (json!({ "name": "a", "snapshot_retention": 61 }), "between 1 and 60 days"),
             (json!({ "name": "a", "fstype": "xfs" }), "invalid fstype 'xfs', use ext4 or raw"),
-            (json!({ "name": "a", "snapshot_id": "vs_1" }), "takes no snapshots of volumes yet"),
+            (json!({ "name": "a", "snapshot_id": "vs_?" }), "'vs_?' is no ID of a snapshot"),
+            (
+                json!({ "name": "a", "snapshot_id": "vs_1", "source_volume_id": "vol_1" }),
+                "excludes source_volume_id",
+            ),
         ] {
             let error = request(sent.clone()).check().unwrap_err();
             assert!(error.message.contains(expected), "{sent} gave {error}");
@@ -174,5 +196,31 @@ mod tests {
             assert!(error.message.contains(expected), "{size_gb} gave {error}");
         }
         ExtendVolumeRequest { size_gb: 500 }.check(499).unwrap();
+    }
+
+    #[test]
+    fn sizes_that_are_none_are_told_as_those_that_are_too_large() {
+        for size in [json!(-1), json!(1.5), json!(1_u64 << 40), json!(-9e99)] {
+            let sent = json!({ "name": "a", "size_gb": size });
+            let error = serde_json::from_value::<CreateVolumeRequest>(sent.clone()).unwrap_err();
+            assert_eq!(error.to_string(), "must be between 1 and 500", "{size}");
+            serde_json::from_value::<ExtendVolumeRequest>(sent).unwrap_err();
+        }
+        let default = request(json!({ "name": "a", "size_gb": 0 }));
+        default.check().unwrap();
+        assert_eq!(default.size_of(None).unwrap(), 3);
+    }
+
+    #[test]
+    fn what_is_made_from_another_is_at_least_as_large() {
+        let of = |size: Value| request(json!({ "name": "a", "size_gb": size }));
+        let source = Some(("the source", 7));
+        for (size, expected) in [(Value::Null, 7), (json!(0), 7), (json!(7), 7), (json!(9), 9)] {
+            assert_eq!(of(size.clone()).size_of(source).unwrap(), expected, "{size}");
+        }
+        assert_eq!(
+            of(json!(6)).size_of(source).unwrap_err().message,
+            "invalid size_gb 6, the source has 7 GB, the new one can't be smaller"
+        );
     }
 }

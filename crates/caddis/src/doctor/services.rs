@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use caddis_cli::SERVER_FILE;
+use caddis_cli::{SERVER_FILE, ServerFile};
 use ipnet::IpNet;
 use nix::ifaddrs::getifaddrs;
 use socket2::{Domain, Socket, Type};
@@ -27,11 +27,12 @@ pub(super) fn listeners(settings: &Settings) -> Check {
     let traffic = &settings.traffic;
     let listeners = [traffic.http_listen, traffic.https_listen];
     let [http, https] = listeners;
-    if serves(settings) {
-        return Check::ok(
-            name,
-            format!("{http} and {https} are the server's, unless its log says otherwise"),
-        );
+    if let Some(server) = running(settings) {
+        // Whatever flags and settings it was started with.
+        return match server.services[..] {
+            [http, https] => Check::ok(name, format!("{http} and {https} are the server's")),
+            _ => Check::ok(name, "the server has none, or does not say: see its log"),
+        };
     }
     for (address, is_default) in listeners.into_iter().zip(traffic.are_defaults) {
         let Err(error) = TcpListener::bind(address) else { continue };
@@ -170,7 +171,13 @@ fn of_domain(domain: &str, resolves: bool) -> Check {
 }
 
 fn serves(settings: &Settings) -> bool {
-    settings.data_dir.join(SERVER_FILE).exists()
+    running(settings).is_some()
+}
+
+/// The server that runs with the data directory, if one does.
+pub(super) fn running(settings: &Settings) -> Option<ServerFile> {
+    let text = std::fs::read(settings.data_dir.join(SERVER_FILE)).ok()?;
+    serde_json::from_slice(&text).ok()
 }
 
 /// An address of the prefix that a link of the host has, and the link.
@@ -243,8 +250,12 @@ mod tests {
         settings.traffic.are_defaults[0] = true;
         assert_eq!(listeners(&settings).status, Status::Warning);
         // It is its own then.
-        std::fs::write(directory.path().join(SERVER_FILE), "{}").unwrap();
-        assert_eq!(listeners(&settings).status, Status::Ok);
+        let (http, https) = ("192.0.2.1:80", "192.0.2.1:443");
+        let server = serde_json::json!({ "url": "http://x", "services": [http, https] });
+        std::fs::write(directory.path().join(SERVER_FILE), server.to_string()).unwrap();
+        let found = listeners(&settings);
+        assert_eq!(found.status, Status::Ok);
+        assert!(found.message.contains(http) && found.message.contains(https), "{found:?}");
         std::fs::remove_file(directory.path().join(SERVER_FILE)).unwrap();
         drop(taken);
         assert_eq!(listeners(&settings).status, Status::Ok);
@@ -255,7 +266,8 @@ mod tests {
         let of = |prefix: &str, runs: bool| {
             let (directory, settings) = settings(&[prefix], None);
             if runs {
-                std::fs::write(directory.path().join(SERVER_FILE), "{}").unwrap();
+                std::fs::write(directory.path().join(SERVER_FILE), r#"{"url":"http://x"}"#)
+                    .unwrap();
             }
             addresses(&settings).status
         };

@@ -253,6 +253,39 @@ async fn tables_fit_a_terminal() -> Result<()> {
     Ok(())
 }
 
+/// What a command prints, which needs nobody to answer.
+async fn said(stand: &Stand, arguments: &[&str]) -> Result<String> {
+    let mut terminal = stand.terminal(arguments)?;
+    assert_eq!(terminal.end().await?.code(), Some(0), "{}", terminal.screen());
+    Ok(terminal.screen().to_owned())
+}
+
+#[tokio::test]
+async fn a_deleted_volume_is_only_offered_to_be_undeleted() -> Result<()> {
+    let stand = Stand::new().await?;
+    for name in ["gone", "kept"] {
+        said(&stand, &["volumes", "create", name, "-a", "shop", "--yes"]).await?;
+    }
+    let list = said(&stand, &["volumes", "list", "-a", "shop"]).await?;
+    let line = list.lines().find(|line| line.contains("gone")).unwrap_or_default();
+    let id = line.split_whitespace().next().unwrap_or_default();
+    said(&stand, &["volumes", "destroy", id, "-a", "shop", "--yes"]).await?;
+    let mut terminal = stand.terminal(&["volumes", "show", "-a", "shop"])?;
+    terminal.expect("Select volume").await?;
+    terminal.expect("kept created 1GB").await?;
+    terminal.send("\r").await?;
+    terminal.expect("Name: kept").await?;
+    terminal.end().await?;
+    assert!(!terminal.screen().contains("gone"), "{}", terminal.screen());
+    let mut terminal = stand.terminal(&["volumes", "undelete", "-a", "shop"])?;
+    terminal.expect("gone pending_destroy 1GB").await?;
+    terminal.send("\r").await?;
+    terminal.expect("Name: gone").await?;
+    terminal.end().await?;
+    assert!(!terminal.screen().contains("kept"), "{}", terminal.screen());
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_console_asks_which_of_several_machines_it_is_for() -> Result<()> {
     let stand = Stand::new().await?;

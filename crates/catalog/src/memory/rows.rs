@@ -149,6 +149,7 @@ impl Rows {
                     name: row.name.clone(),
                     app: self.app(row.app)?.row.name.clone(),
                     app_number: row.app,
+                    organization: PERSONAL.to_owned(),
                     worker: row.worker.clone(),
                     region: row.region.clone(),
                     epoch: row.epoch,

@@ -7,6 +7,7 @@ use std::{
 
 use caddis_api::{AppName, NetworkName};
 use ipnet::{IpNet, Ipv6Net};
+use rand::Rng as _;
 use tokio::sync::watch;
 
 use super::{Catalog, apps::DEFAULT_NETWORK};
@@ -25,7 +26,9 @@ struct Terms {
 }
 
 impl Catalog {
-    /// Gives an app an address: the lowest that is free, or the one that is wanted.
+    /// Gives an app an address: the lowest that is free, or the one that is wanted. A private one
+    /// is a random one, so that none which was released goes to another app while clients that
+    /// have looked it up still use it.
     ///
     /// # Errors
     /// [`CatalogError::AppNotFound`], [`CatalogError::AppInDeletion`],
@@ -72,6 +75,11 @@ impl Catalog {
             }
             let ip = match wanted {
                 Some(ip) => ip,
+                None if terms.kind == AddressKind::PrivateV6 => {
+                    let random = pool.prefixes.first().and_then(random_of);
+                    let pool = pool.to_string();
+                    random.ok_or(CatalogError::AddressesExhausted { pool })?
+                }
                 None => self.lowest_free(&pool).await?,
             };
             let is_known = wanted.is_some();
@@ -262,9 +270,26 @@ fn private_prefix(network: &str) -> Option<IpNet> {
     Ipv6Net::new(first, 80).ok().map(IpNet::V6)
 }
 
+/// A random address of the first 2^32 of a prefix, but for the lowest: it stays short.
+fn random_of(prefix: &IpNet) -> Option<IpAddr> {
+    let IpNet::V6(prefix) = prefix else { return None };
+    let host = u128::from(rand::rng().random_range(1..=u32::MAX));
+    let ip = Ipv6Addr::from_bits(prefix.network().to_bits() | host);
+    prefix.contains(&ip).then_some(IpAddr::V6(ip))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn private_addresses_are_random_ones_of_their_prefix() {
+        let prefix = private_prefix("fdaa:2:45b::/48").unwrap();
+        let [first, second] = [(); 2].map(|()| random_of(&prefix).unwrap());
+        assert!(prefix.contains(&first) && prefix.contains(&second));
+        assert_ne!(first, second, "once in 2^32 runs");
+        assert_eq!(random_of(&"192.0.2.0/24".parse().unwrap()), None);
+    }
 
     fn pool(prefixes: &[&str]) -> AddressPool {
         let prefixes = prefixes.iter().map(|prefix| prefix.parse().unwrap()).collect();

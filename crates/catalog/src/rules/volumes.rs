@@ -1,10 +1,10 @@
 //! Volumes: ids, and where they are.
 
-use caddis_api::{AppName, VolumeId, WorkerId};
+use caddis_api::{VolumeId, WorkerId};
 
 use super::Catalog;
 use crate::{
-    AppState, CatalogError, FIRST_EPOCH, NewVolume, Result, VolumePlacement,
+    AppRecord, AppState, CatalogError, FIRST_EPOCH, NewVolume, Result, VolumePlacement,
     store::{VolumeConflict, VolumeRow},
 };
 
@@ -44,7 +44,7 @@ impl Catalog {
                 created_ms: self.now(),
             };
             match self.store.insert_volume(row.clone()).await? {
-                Ok(()) => return Ok(placed(row, new.app)),
+                Ok(()) => return Ok(placed(row, app)),
                 // The next round tells.
                 Err(VolumeConflict::App | VolumeConflict::Id) => {}
             }
@@ -103,12 +103,13 @@ impl Catalog {
     }
 }
 
-fn placed(row: VolumeRow, app: AppName) -> VolumePlacement {
+fn placed(row: VolumeRow, app: AppRecord) -> VolumePlacement {
     VolumePlacement {
         id: row.id,
         name: row.name,
-        app,
+        app: app.name,
         app_number: row.app,
+        organization: app.organization.slug,
         worker: row.worker,
         region: row.region,
         epoch: row.epoch,

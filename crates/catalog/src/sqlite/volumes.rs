@@ -80,8 +80,9 @@ fn select(
     connection
         .prepare_cached(&format!(
             "SELECT v.volume, v.name, a.name, a.number, v.worker, v.region, v.epoch, v.created_ms,
-             v.deleted_ms IS NOT NULL
-             FROM volumes v JOIN apps a ON a.number = v.app WHERE {condition} ORDER BY v.volume",
+             v.deleted_ms IS NOT NULL, o.slug
+             FROM volumes v JOIN apps a ON a.number = v.app
+             JOIN organizations o ON o.number = a.organization WHERE {condition} ORDER BY v.volume",
         ))?
         .query_map(values, |row| {
             Ok(VolumePlacement {
@@ -94,6 +95,7 @@ fn select(
                 epoch: row.get(6)?,
                 created_ms: UnixMillis::new(row.get(7)?),
                 deleted: row.get(8)?,
+                organization: row.get(9)?,
             })
         })?
         .collect()

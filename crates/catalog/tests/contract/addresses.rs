@@ -1,12 +1,16 @@
 //! Addresses of apps.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::{
+    collections::HashSet,
+    net::{IpAddr, Ipv4Addr},
+};
 
 use caddis_api::NetworkName;
 use caddis_catalog::{
     AddressKind, AddressPool, CatalogError, NewAddress, NewApp, PERSONAL, PrivateNetwork,
     WantedAddress,
 };
+use ipnet::IpNet;
 
 use crate::support::{Fixture, address, app, over_each_store, pool};
 
@@ -138,11 +142,18 @@ async fn private_addresses_are_of_the_network_that_is_named(fixture: &Fixture) {
         catalog.allocate_address(address("a", WantedAddress::Private { organization, network }))
     };
     let prefix = made.network_prefix.strip_suffix("::/48").unwrap();
-    for expected in [1, 2] {
+    let services: IpNet = format!("{prefix}:0:1::/96").parse().unwrap();
+    let mut all = HashSet::new();
+    for _ in 0..2 {
         let given = private(None, Some("own")).await.unwrap();
-        assert_eq!(given.ip, ip(&format!("{prefix}:0:1::{expected}")));
+        assert!(services.contains(&given.ip) && all.insert(given.ip), "{}", given.ip);
         let (organization, name) = (PERSONAL.to_owned(), NetworkName::from_trusted("own"));
         assert_eq!(given.network, Some(PrivateNetwork { organization, name }));
+    }
+    for ip in all.clone() {
+        catalog.release_address("a", ip).await.unwrap();
+        let given = private(None, Some("own")).await.unwrap().ip;
+        assert!(all.insert(given), "{given} was released just now");
     }
     // Not the app's own, as in the reference.
     let default = private(Some(PERSONAL), None).await.unwrap();

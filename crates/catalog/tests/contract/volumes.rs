@@ -22,6 +22,7 @@ async fn a_volume_is_found_as_it_was_placed(fixture: &Fixture) {
         (placed.name.as_str(), placed.app.as_str(), placed.app_number),
         ("data", "a", made.number)
     );
+    assert_eq!(placed.organization, made.organization.slug);
     assert_eq!((&placed.worker, &placed.region), (&worker("W1"), &region("one")));
     assert_eq!((placed.epoch, placed.created_ms, placed.deleted), (1, fixture.now(), false));
     assert_eq!(fixture.catalog.volume(&placed.id).await.unwrap(), Some(placed));

@@ -1,6 +1,6 @@
 //! `caddis machine`.
 
-mod arguments;
+pub(super) mod arguments;
 pub mod choice;
 mod clone;
 mod cordon;

@@ -34,14 +34,14 @@ enum VolumesCommand {
     Extend(extend::Extend),
     /// Change how snapshots of a volume are taken.
     Update(update::Update),
-    /// Copy a volume.
+    /// Copy a volume, also while a machine runs with it.
     Fork(Box<fork::Fork>),
     /// Delete volumes; for a day they can be undeleted.
     #[command(visible_aliases = ["delete", "rm"])]
     Destroy(destroy::Destroy),
     /// Take the delete of a volume back.
     Undelete(undelete::Undelete),
-    /// List and take snapshots of volumes. None are taken yet.
+    /// List, take and delete snapshots of volumes.
     #[command(visible_aliases = ["snapshot", "snaps"])]
     Snapshots(snapshots::Snapshots),
 }

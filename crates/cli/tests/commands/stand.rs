@@ -185,7 +185,11 @@ impl Stand {
     /// numbered as they come up first, and stay as wide as they are.
     pub fn steady(&self, text: &str) -> String {
         static IDS: LazyLock<Regex> = LazyLock::new(|| {
-            Regex::new(r"\b([0-9a-f]{14}|[0-7][0-9A-HJKMNP-TV-Z]{25}|vol_[0-9a-z]{16})\b").unwrap()
+            let ids = concat!(
+                r"\b([0-9a-f]{14}|[0-7][0-9A-HJKMNP-TV-Z]{25}|vol_[0-9a-z]{16}|",
+                r"vs_[0-9A-Za-z]{20})\b"
+            );
+            Regex::new(ids).unwrap()
         });
         static OTHERS: LazyLock<Vec<(Regex, &'static str)>> = LazyLock::new(|| {
             let others = [
@@ -194,7 +198,7 @@ impl Stand {
                 (r"\b(\d+h)?(\d+m)?\d+[sm] ago", "[AGO]"),
                 (r"\d+\.\d ms", "[TIME]"),
                 (r"\d\d [A-Z][a-z]{2} \d\d \d\d:\d\d UTC", "[TIME]"),
-                (r"(?m)^  Creating the volume[^\n]*\n", ""),
+                (r"(?m)^  (Creating the volume|Restoring|Taking)[^\n]*\n", ""),
                 // That of its host.
                 (r"(Zone: |│ )[0-9a-f]{4}(\n| │)", "${1}zone$2"),
                 (r"fdaa:[0-9a-f:]+", "[IPV6]"),
@@ -240,6 +244,7 @@ impl Stand {
         match id.len() {
             14 => format!("machine-id-{number:03}"),
             20 => format!("volume-id-{number:010}"),
+            23 => format!("snapshot-id-{number:011}"),
             _ => format!("01{number:0>24}"),
         }
     }

@@ -74,20 +74,20 @@ async fn volumes_are_listed_in_a_table_without_deleted_ones() {
     assert_snapshot!(stand.run("volumes list -a shop").await, @"
     exit code 0
     ----- stdout -----
-     ID │ STATE │ NAME │ SIZE │ REGION │ ZONE │ ENCRYPTED │ ATTACHED VM │ CREATED AT
-     volume-id-0000000001 │ created │ data │ 1GB │ local │ zone │ true │ │ [AGO]
+     ID │ STATE │ NAME │ SIZE │ REGION │ ZONE │ ENCRYPTED │ ATTACHED VM │ CREATED AT │ LAST SNAPSHOT
+     volume-id-0000000001 │ created │ data │ 1GB │ local │ zone │ true │ │ [AGO] │
     ");
     stand.run(&format!("volumes destroy {id} -a shop --yes")).await.ok();
     assert_snapshot!(stand.run("volumes ls -a shop").await, @"
     exit code 0
     ----- stdout -----
-     ID │ STATE │ NAME │ SIZE │ REGION │ ZONE │ ENCRYPTED │ ATTACHED VM │ CREATED AT
+     ID │ STATE │ NAME │ SIZE │ REGION │ ZONE │ ENCRYPTED │ ATTACHED VM │ CREATED AT │ LAST SNAPSHOT
     ");
     assert_snapshot!(stand.run("volumes ls -a shop --all").await, @"
     exit code 0
     ----- stdout -----
-     ID │ STATE │ NAME │ SIZE │ REGION │ ZONE │ ENCRYPTED │ ATTACHED VM │ CREATED AT
-     volume-id-0000000001 │ pending_destroy │ data │ 1GB │ local │ zone │ true │ │ [AGO]
+     ID │ STATE │ NAME │ SIZE │ REGION │ ZONE │ ENCRYPTED │ ATTACHED VM │ CREATED AT │ LAST SNAPSHOT
+     volume-id-0000000001 │ pending_destroy │ data │ 1GB │ local │ zone │ true │ │ [AGO] │
     ");
     assert_eq!(stand.run("volumes ls -a shop --json").await.ok().json(), serde_json::json!([]));
 }
@@ -160,7 +160,7 @@ async fn a_volume_is_forked() {
 }
 
 #[tokio::test]
-async fn snapshots_are_not_there_yet() {
+async fn snapshots_are_taken_listed_and_deleted() {
     let stand = Stand::with_app().await;
     let id = stand.volume("data").await;
     assert_snapshot!(stand.run(&format!("volumes snapshots list {id} -a shop")).await, @"
@@ -168,11 +168,104 @@ async fn snapshots_are_not_there_yet() {
     ----- stderr -----
     No snapshots available for volume volume-id-0000000001
     ");
-    assert_snapshot!(stand.run(&format!("volumes snapshots create {id} -a shop")).await, @"
+    let taken = stand.run(&format!("volumes snapshots create {id} -a shop --wait")).await;
+    assert_snapshot!(taken, @"
+    exit code 0
+    ----- stdout -----
+    Scheduled to snapshot volume volume-id-0000000001
+    Snapshot snapshot-id-00000000001 is created
+    ");
+    let table = stand.run(&format!("vol snaps ls {id} -a shop")).await.ok();
+    for part in ["STORED SIZE", "RETENTION DAYS", "created", "1.0 GiB", "\nTotal stored size: "] {
+        assert!(table.stdout.contains(part), "{part}: {table}");
+    }
+    let listed = stand.run(&format!("volumes snapshot list {id} -a shop --json")).await.ok();
+    let snapshot = listed.json()[0]["id"].as_str().unwrap().to_owned();
+    let line = format!("volumes snapshots create {id} -a shop --json");
+    assert_eq!(stand.run(&line).await.ok().json()["volume_size"], 1_u64 << 30);
+    let shown = stand.run(&format!("volumes show {id} -a shop")).await.ok();
+    assert!(shown.stdout.contains("Last snapshot: "), "{shown}");
+    let line = format!("volumes snapshots delete {id} {snapshot} -a shop");
+    assert_snapshot!(stand.run(&line).await, @"
     exit code 1
     ----- stderr -----
-    Error: failed_precondition: this server takes no snapshots of volumes yet (Request ID: …)
+    Deleting a snapshot is not reversible.
+    Error: yes flag must be specified when not running interactively
     ");
+    assert_snapshot!(stand.run(&format!("{line} --yes")).await, @"
+    exit code 0
+    ----- stdout -----
+    Deleted snapshot snapshot-id-00000000001 of volume volume-id-0000000001
+    ");
+    assert_snapshot!(stand.run(&format!("{line} --yes")).await, @"
+    exit code 1
+    ----- stderr -----
+    Error: snapshot-id-00000000001: could not get snapshot: snapshot not found (Request ID: …)
+    ");
+}
+
+#[tokio::test]
+async fn a_snapshot_that_is_only_asked_for_is_told_where_to_be_looked_for() {
+    let stand = Stand::with_app().await;
+    let id = stand.volume("data").await;
+    let asked = stand.run(&format!("volumes snapshots create {id} -a shop")).await.ok();
+    assert_eq!(asked.stdout, format!("Scheduled to snapshot volume {id}\n"));
+    assert!(asked.stderr.contains(&format!("'caddis volumes snapshots list {id} -a shop'")));
+    // Of a volume that is not there.
+    assert_snapshot!(stand.run("volumes snapshots create vol_1 -a shop").await, @"
+    exit code 1
+    ----- stderr -----
+    Error: volume not found (Request ID: …)
+    ");
+    assert_eq!(stand.run("volumes snapshots create -a shop --wait-timeout 5").await.code, 1);
+}
+
+#[tokio::test]
+async fn a_volume_is_created_from_a_snapshot() {
+    let stand = Stand::with_app().await;
+    let id = stand.volume("data").await;
+    let taken = format!("volumes snapshots create {id} -a shop --wait --json");
+    let snapshot = stand.run(&taken).await.ok().json()["id"].as_str().unwrap().to_owned();
+    let create = format!("volumes create data -a shop --snapshot-id {snapshot} --json");
+    let made = stand.run(&create).await.ok().json();
+    assert_eq!((&made["size_gb"], &made["name"]), (&1.into(), &"data".into()));
+    assert_eq!(stand.run(&format!("{create} --size 2")).await.ok().json()["size_gb"], 2);
+    let unknown = stand.run("volumes create data -a shop --snapshot-id vs_1 --json").await;
+    assert!(unknown.stderr.contains("the organization has no snapshot 'vs_1'"), "{unknown}");
+}
+
+#[tokio::test]
+async fn a_clone_has_a_volume_from_a_snapshot() {
+    let stand = Stand::with_app().await;
+    let id = stand.volume("data").await;
+    let machine = stand.machine_with(&format!("web -v {id}:/data")).await;
+    let line = format!("machine clone {machine} -a shop --from-snapshot last");
+    let empty = stand.run(&line).await.ok();
+    let text = format!("No snapshot for source volume {id}, the new volume will start empty");
+    assert!(empty.stdout.contains(&text), "{empty}");
+    let taken = format!("volumes snapshots create {id} -a shop --wait --json");
+    let snapshot = stand.run(&taken).await.ok().json()["id"].as_str().unwrap().to_owned();
+    let cloned = stand.run(&line).await.ok();
+    let text = format!("Creating new volume from snapshot {snapshot} of {id}");
+    assert!(cloned.stdout.contains(&text), "{cloned}");
+    let by_id = format!("machine clone {machine} -a shop --from-snapshot {snapshot}");
+    let by_id = stand.run(&by_id).await.ok();
+    let text = format!("Creating new volume from snapshot: {snapshot}");
+    assert!(by_id.stdout.contains(&text), "{by_id}");
+    assert_eq!(stand.run(&format!("{line} --attach-volume {id}")).await.code, 1);
+}
+
+#[tokio::test]
+async fn the_path_of_one_of_two_volumes_is_not_guessed() {
+    let stand = Stand::with_app().await;
+    let (one, other) = (stand.volume("data").await, stand.volume("log").await);
+    let machine = stand.machine_with(&format!("web -v {one}:/data -v {other}:/log")).await;
+    let refused =
+        stand.run(&format!("machine update {machine} -a shop --mount-point /x --yes")).await;
+    assert!(refused.stderr.contains("with more than 1 volume: set the paths"), "{refused}");
+    let both = format!("machine clone {machine} -a shop --from-snapshot vs_1");
+    let refused = stand.run(&both).await;
+    assert!(refused.stderr.contains("for Machines with more than 1 volume"), "{refused}");
 }
 
 #[tokio::test]
@@ -288,7 +381,7 @@ async fn a_clone_has_a_volume_of_its_own() {
     assert!(last.ok().stdout.contains("No snapshot for source volume"));
     let snapshot =
         stand.run(&format!("machine clone {machine} -a shop --from-snapshot vs_1")).await;
-    assert!(snapshot.stderr.contains("takes no snapshots of volumes yet"), "{snapshot}");
+    assert!(snapshot.stderr.contains("the organization has no snapshot 'vs_1'"), "{snapshot}");
     let listed = stand.run("volumes list -a shop --json").await.ok().json();
     let attached =
         listed.as_array().unwrap().iter().filter(|row| !row["attached_machine_id"].is_null());

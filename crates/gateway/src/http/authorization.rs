@@ -1,6 +1,6 @@
-//! What a caller may see and change. Apps, machines, volumes and organizations that requests name
-//! are found here and nowhere else: the names in a path are handed out only to callers that may see
-//! what they are names of.
+//! What a caller may see and change. Apps, machines, volumes, snapshots and organizations that
+//! requests name are found here and nowhere else: the names in a path are handed out only to
+//! callers that may see what they are names of.
 //!
 //! A caller that may not see an app gets the answer that it would get if there were none. So the
 //! decision is by name, before anything is looked up: neither the answer nor the time that it takes
@@ -14,10 +14,16 @@ use axum::{
     extract::{FromRequestParts, Path},
     http::request::Parts,
 };
-use caddis_api::{ApiError, ErrorCode, LeaseNonce, MachineId, VolumeId, app::Organization};
-use caddis_bus::message::{Action, VolumeAction, VolumeRecord, WorkerReply, WorkerRequest};
-use caddis_catalog::{AppPage, AppQuery, AppRecord, CatalogError, TokenScope};
+use caddis_api::{
+    ApiError, ErrorCode, LeaseNonce, MachineId, SnapshotId, VolumeId, WorkerId, app::Organization,
+    platform::HostState,
+};
+use caddis_bus::message::{
+    Action, SnapshotRecord, VolumeAction, VolumeRecord, WorkerReply, WorkerRequest,
+};
+use caddis_catalog::{AppPage, AppQuery, AppRecord, CatalogError, TokenScope, VolumePlacement};
 use caddis_view::CachedMachine;
+use futures::future::join_all;
 use serde::{Deserialize, de::DeserializeOwned};
 use tokio::sync::watch;
 use utoipa::IntoParams;
@@ -58,6 +64,74 @@ impl Caller {
     }
 }
 
+impl Caller {
+    /// A snapshot that volumes of this app may be made from, and who has it: one of the same
+    /// organization, of an app that the caller may see. Its volume and that one's app may be gone.
+    pub async fn snapshot(
+        &self,
+        context: &Context,
+        app: &AppRecord,
+        id: &SnapshotId,
+    ) -> Found<(WorkerId, SnapshotRecord)> {
+        let (silent, heard): (Vec<_>, Vec<_>) = context
+            .view
+            .hosts()
+            .all()
+            .into_iter()
+            .partition(|(_, host)| host.state == HostState::Unreachable);
+        let asked = heard.into_iter().map(|(worker, _)| async move {
+            let found = snapshot(context, &worker, id).await;
+            (worker, found)
+        });
+        let mut unasked = silent.into_iter().map(|(worker, _)| worker).next();
+        for (worker, answer) in join_all(asked).await {
+            match answer {
+                Ok(Some(record)) => {
+                    let placed = context.catalog.volume(&record.volume).await?;
+                    if placed.is_some_and(|placed| self.may_restore(app, &placed)) {
+                        return Ok((worker, record));
+                    }
+                }
+                Ok(None) => {}
+                Err(error) => {
+                    tracing::warn!(%worker, %error, "a worker did not tell of a snapshot");
+                    unasked = Some(worker);
+                }
+            }
+        }
+        match unasked {
+            Some(host) => Err(ApiError::new(
+                ErrorCode::Unavailable,
+                format!("unavailable: host {host}, which may have snapshot {id}, does not answer"),
+            )),
+            None => Err(ApiError::invalid(format!(
+                "invalid snapshot_id, the organization has no snapshot '{id}'"
+            ))),
+        }
+    }
+
+    /// Whether snapshots of that volume may become volumes of this app.
+    fn may_restore(&self, app: &AppRecord, placed: &VolumePlacement) -> bool {
+        match self.token {
+            TokenScope::All => placed.organization == app.organization.slug,
+            TokenScope::App { .. } => placed.app_number == app.number,
+        }
+    }
+}
+
+/// What a worker knows of a snapshot.
+async fn snapshot(
+    context: &Context,
+    worker: &WorkerId,
+    id: &SnapshotId,
+) -> Found<Option<SnapshotRecord>> {
+    let request = WorkerRequest::GetSnapshot { snapshot: id.clone() };
+    match context.ask(worker, request, context.settings.request_deadline).await? {
+        WorkerReply::Snapshots { mut records } => Ok(records.pop()),
+        other => Err(unexpected(&other)),
+    }
+}
+
 /// Whether the caller may do what it wants to this app.
 fn decide(parts: &Parts, app: &str) -> Result<(), ApiError> {
     let caller = parts.extensions.get::<Caller>();
@@ -77,10 +151,15 @@ async fn machine(context: &Context, name: &str, id: &MachineId) -> Found<Arc<Cac
     Err(ApiError::machine_not_found())
 }
 
-/// A volume of this very app: of an app that had its name before there may be some left.
-async fn volume(context: &Context, app: &AppRecord, id: &VolumeId) -> Found<VolumeRecord> {
+/// Where a volume of this very app is, or was: of an app that had its name before there may be some
+/// left.
+async fn placed(context: &Context, app: &AppRecord, id: &VolumeId) -> Found<VolumePlacement> {
     let placed = context.catalog.volume(id).await?.filter(|row| row.app_number == app.number);
-    let Some(placed) = placed else { return Err(ApiError::volume_not_found()) };
+    placed.ok_or_else(ApiError::volume_not_found)
+}
+
+async fn volume(context: &Context, app: &AppRecord, id: &VolumeId) -> Found<VolumeRecord> {
+    let placed = placed(context, app, id).await?;
     match context.view.volume(id) {
         Some(record) => Ok(record),
         None if !placed.deleted && context.view.hosts().state(&placed.worker).is_none() => {
@@ -254,6 +333,12 @@ impl VolumePath {
         volume(context, &app(context, &self.app).await?, &self.id).await
     }
 
+    /// Where the volume is, or was: also of one that is gone.
+    pub async fn placed(&self, context: &Context) -> Found<VolumePlacement> {
+        self.decision.clone()?;
+        placed(context, &app(context, &self.app).await?, &self.id).await
+    }
+
     /// Asks the owner of the volume for a change.
     pub async fn act(&self, context: &Context, action: VolumeAction) -> Found<VolumeRecord> {
         let record = self.look_up(context).await?;
@@ -284,5 +369,55 @@ impl FromRequestParts<Context> for VolumePath {
             ApiError::invalid(format!("invalid volume ID, '{shown}'"))
         })?;
         Ok(Self { decision: decide(parts, &app), app, id })
+    }
+}
+
+/// A snapshot of a volume in the path.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Path)]
+pub(crate) struct SnapshotPath {
+    /// Name of the app.
+    #[param(rename = "app_name")]
+    app: String,
+    /// Id of the volume, which may be gone.
+    #[param(rename = "volume_id", value_type = String, pattern = "^vol_[0-9a-z]{1,40}$")]
+    volume: VolumeId,
+    /// Id of the snapshot.
+    #[param(rename = "snapshot_id", value_type = String, pattern = "^vs_[0-9A-Za-z]{1,40}$")]
+    id: SnapshotId,
+    #[param(ignore)]
+    decision: Result<(), ApiError>,
+}
+
+impl SnapshotPath {
+    /// The snapshot, and who has it.
+    pub async fn look_up(&self, context: &Context) -> Found<(WorkerId, SnapshotRecord)> {
+        self.decision.clone()?;
+        let placed = placed(context, &app(context, &self.app).await?, &self.volume).await?;
+        let found = snapshot(context, &placed.worker, &self.id).await?;
+        let found = found.filter(|record| record.volume == self.volume);
+        Ok((placed.worker, found.ok_or_else(ApiError::snapshot_not_found)?))
+    }
+}
+
+/// Its part beside that of a volume.
+#[derive(Deserialize)]
+struct SnapshotWord {
+    #[serde(rename = "snapshot_id")]
+    id: String,
+}
+
+impl FromRequestParts<Context> for SnapshotPath {
+    type Rejection = HttpError;
+
+    async fn from_request_parts(parts: &mut Parts, context: &Context) -> Result<Self, HttpError> {
+        let VolumePath { app, id: volume, decision } =
+            VolumePath::from_request_parts(parts, context).await?;
+        let SnapshotWord { id } = in_path(parts, context).await?;
+        let id = id.parse().map_err(|_| {
+            let shown: String = id.escape_debug().take(100).collect();
+            ApiError::invalid(format!("invalid snapshot ID, '{shown}'"))
+        })?;
+        Ok(Self { app, volume, id, decision })
     }
 }

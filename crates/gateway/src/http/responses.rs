@@ -53,6 +53,11 @@ errors! {
         "400" => "Invalid request; the message says what",
         "404" => "No such app or volume",
     }
+    /// Of what is about a snapshot.
+    NoSnapshot {
+        "400" => "Invalid request; the message says what",
+        "404" => "No such app, volume or snapshot",
+    }
     /// Of what a worker may refuse.
     Refused {
         "409" => "Someone else holds the lease or changed the machine at the same time, or the \

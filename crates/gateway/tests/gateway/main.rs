@@ -20,6 +20,7 @@ mod openapi;
 mod operation;
 mod operations;
 mod reference;
+mod snapshots;
 mod support;
 mod terminal;
 mod view;

@@ -54,6 +54,10 @@ fn asked(fixture: &Fixture) -> usize {
             WorkerRequest::CreateVolume(_)
                 | WorkerRequest::ActOnVolume { .. }
                 | WorkerRequest::GetVolume { .. }
+                | WorkerRequest::TakeSnapshot { .. }
+                | WorkerRequest::ListSnapshots { .. }
+                | WorkerRequest::GetSnapshot { .. }
+                | WorkerRequest::DeleteSnapshot { .. }
                 | WorkerRequest::Create(_)
         )
     };
@@ -106,9 +110,22 @@ async fn what_clients_send_with_nulls_is_accepted() {
         "source_volume_id": null, "compute": null, "compute_image": "" });
     let made = fixture.post(VOLUMES, sent).await.ok();
     assert_eq!((&made["size_gb"], &made["snapshot_retention"]), (&json!(1), &json!(5)));
+    assert_eq!(made.get("warnings"), None);
     let line = format!("{VOLUMES}/{}", made["id"].as_str().unwrap());
     let unchanged = json!({ "snapshot_retention": null, "auto_backup_enabled": null });
     assert_eq!(fixture.put(&line, unchanged).await.ok()["snapshot_retention"], 5);
+}
+
+#[tokio::test]
+async fn fields_that_nobody_knows_are_told() {
+    let fixture = with_app().await;
+    let made = fixture.post(VOLUMES, json!({ "name": "data", "size": 9 })).await.ok();
+    let warning = "size is not known and has no effect; did you mean size_gb?";
+    assert_eq!((&made["warnings"], &made["size_gb"]), (&json!([warning]), &json!(3)));
+    let line = format!("{VOLUMES}/{}", made["id"].as_str().unwrap());
+    let updated = fixture.put(&line, json!({ "size_gb": 9 })).await.ok();
+    let warning = "size_gb is not known and has no effect; use extend";
+    assert_eq!((&updated["warnings"], &updated["size_gb"]), (&json!([warning]), &json!(3)));
 }
 
 #[tokio::test]
@@ -124,7 +141,18 @@ async fn what_is_wrong_with_a_request_is_said_and_nothing_is_made() {
         (json!({ "name": "a", "size_gb": -1 }), 400, "invalid size_gb"),
         (json!({ "name": "a", "snapshot_retention": 61 }), 400, "between 1 and 60 days"),
         (json!({ "name": "a", "fstype": "xfs" }), 400, "use ext4 or raw"),
-        (json!({ "name": "a", "snapshot_id": "vs_1" }), 400, "takes no snapshots of volumes yet"),
+        (json!({ "name": "a", "size_gb": 1_u64 << 40 }), 400, "must be between 1 and 500"),
+        (json!({ "name": "a", "snapshot_id": "vol_1" }), 400, "'vol_1' is no ID of a snapshot"),
+        (
+            json!({ "name": "a", "snapshot_id": "vs_1", "source_volume_id": id }),
+            400,
+            "excludes source_volume_id",
+        ),
+        (
+            json!({ "name": "a", "source_volume_id": id, "fstype": "raw" }),
+            400,
+            "invalid fstype 'raw', the source has ext4",
+        ),
         (json!({ "name": "a", "source_volume_id": "vol_9" }), 400, "has no volume 'vol_9'"),
         (json!({ "name": "a", "source_volume_id": "x" }), 400, "has no volume 'x'"),
         (json!({ "name": "a", "source_volume_id": id, "size_gb": 2 }), 400, "can't be smaller"),
@@ -151,18 +179,6 @@ async fn what_is_wrong_with_a_request_is_said_and_nothing_is_made() {
     let answer = fixture.put(&one(&id), json!({ "snapshot_retention": 0 })).await;
     assert!(answer.error().contains("invalid snapshot_retention"));
     assert_eq!(asked(&fixture), before, "no worker was asked");
-}
-
-#[tokio::test]
-async fn snapshots_are_not_there_yet() {
-    let fixture = with_app().await;
-    let line = format!("{}/snapshots", one(&fixture.volume("a", "data").await));
-    assert_eq!(fixture.call(&format!("GET {line}")).await.ok(), json!([]));
-    let refused = fixture.post(&line, "").await;
-    assert_eq!(
-        (refused.status.as_u16(), refused.error()),
-        (412, "failed_precondition: this server takes no snapshots of volumes yet".to_owned())
-    );
 }
 
 #[tokio::test]
@@ -214,13 +230,24 @@ async fn a_volume_that_can_not_be_undeleted_stays_deleted() {
 }
 
 #[tokio::test]
-async fn lists_have_pages_and_summaries() {
+async fn lists_have_pages_and_summaries_and_the_newest_last() {
     let fixture = with_app().await;
-    for _ in 0..5 {
-        fixture.volume("a", "data").await;
+    let mut made = Vec::new();
+    for number in 0..5 {
+        let id = fixture.volume("a", "data").await;
+        {
+            let mut state = fixture.worker.state();
+            let created_at = format!("2026-03-31T06:08:0{}.000Z", (number + 3) % 5);
+            state.volumes.get_mut(&id).unwrap().volume.created_at = created_at.clone();
+            state.changed(&id).unwrap();
+            made.push((created_at, id.to_string()));
+        }
+        fixture.call(&format!("GET {}", one(&id))).await.ok();
     }
+    made.sort();
+    let made: Vec<_> = made.iter().map(|(_, id)| id.as_str()).collect();
     let all = fixture.call(&format!("GET {VOLUMES}")).await.ok();
-    assert_eq!(all.as_array().unwrap().len(), 5);
+    assert_eq!(ids(&all), made);
     assert!(all[0]["blocks"].is_number());
     let mut seen = Vec::new();
     let mut cursor = String::new();
@@ -298,6 +325,8 @@ async fn a_volume_of_another_app_is_none_in_the_own_app() {
         ("POST", "/undelete", ""),
         ("GET", "/snapshots", ""),
         ("POST", "/snapshots", ""),
+        ("GET", "/snapshots/vs_1", ""),
+        ("DELETE", "/snapshots/vs_1", ""),
     ] {
         let request = fixture.request(&format!("{method} {}{path}", one(&id)));
         let answer = fixture.send(request.body(Body::from(body)).unwrap()).await;
@@ -356,7 +385,9 @@ async fn volumes_of_one_name_are_on_different_hosts_where_there_are_several() {
     make(json!({ "name": "data", "require_unique_zone": false })).await.ok();
     make(json!({ "name": "other" })).await.ok();
     let app_wide = json!({ "name": "third", "unique_zone_app_wide": true });
-    assert_eq!(make(app_wide).await.status, 422);
+    let refused = make(app_wide).await;
+    assert_eq!(refused.status, 422);
+    assert!(refused.error().contains("(unique_zone_app_wide)"), "{}", refused.error());
 }
 
 #[tokio::test]

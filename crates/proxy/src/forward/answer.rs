@@ -13,10 +13,10 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 use parking_lot::Mutex;
 
 use crate::{
-    DownloadLimit, ErrorCode,
+    ErrorCode, MinimumRate,
     admission::Permit,
     app::App,
-    connection::Connection,
+    connection::{Connection, InProgress},
     core::Core,
     counters,
     error::Failure,
@@ -50,6 +50,11 @@ impl Passing {
 
     fn broke(&self, error: &hyper::Error) {
         let id = &self.permit.machine.id;
+        if self.source.is_too_slow() {
+            let failure = super::too_slow(id);
+            self.core.report(&self.app, &failure, self.request_id.to_str().ok());
+            return;
+        }
         let text = format!("the response of machine {id} ended too early: {error}");
         self.report(ErrorCode::PC03, text);
     }
@@ -79,50 +84,81 @@ impl Drop for Passing {
 
 /// A response's body on its way from a machine.
 pub(crate) struct MachineBody {
-    body: Incoming,
+    /// Until it has ended.
+    body: Option<Incoming>,
     /// Until all of it went by.
     passing: Option<Box<Passing>>,
+    /// What comes after all that came.
+    error: Option<hyper::Error>,
 }
 
 impl MachineBody {
+    fn new(body: Incoming, passing: Passing) -> Self {
+        Self { body: Some(body), passing: Some(Box::new(passing)), error: None }
+    }
+
     fn poll_frame(
         &mut self,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let frame = Pin::new(&mut self.body).poll_frame(context);
-        let Some(passing) = &self.passing else { return frame.map_err(Into::into) };
-        let is_end = match &frame {
+        if let Some(error) = self.error.take() {
+            return Poll::Ready(Some(Err(error.into())));
+        }
+        let Some(body) = &mut self.body else { return Poll::Ready(None) };
+        let Some(passing) = &mut self.passing else {
+            return Pin::new(body).poll_frame(context).map_err(Into::into);
+        };
+        let frame = match &mut passing.upstream {
+            Some(upstream) => upstream.poll_frame(context, body),
+            None => Pin::new(&mut *body).poll_frame(context),
+        };
+        match frame {
             Poll::Ready(Some(Ok(frame))) => {
                 if let Some(data) = frame.data_ref() {
                     let tally = &passing.permit.machine.tally;
                     counters::add(&tally.bytes_out, data.len() as u64);
                 }
                 // Of a response in chunks it is not known before its end is asked for.
-                frame.is_trailers() || self.body.is_end_stream()
+                if frame.is_trailers() || body.is_end_stream() {
+                    self.is_over();
+                }
+                Poll::Ready(Some(Ok(frame)))
             }
             Poll::Ready(Some(Err(error))) => {
-                passing.broke(error);
-                false
+                passing.broke(&error);
+                // hyper drops what it has not sent yet when it is told.
+                self.error = Some(error);
+                context.waker().wake_by_ref();
+                Poll::Pending
             }
-            Poll::Ready(None) => true,
-            Poll::Pending => false,
-        };
-        if is_end {
-            self.is_over();
+            Poll::Ready(None) => {
+                self.is_over();
+                Poll::Ready(None)
+            }
+            Poll::Pending => Poll::Pending,
         }
-        frame.map_err(Into::into)
     }
 
     fn is_over(&mut self) {
+        // It tells the connection, which can be parked only then.
+        drop(self.body.take());
         if let Some(mut passing) = self.passing.take() {
             passing.is_over();
         }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.error.is_none() && self.body.as_ref().is_none_or(Body::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.as_ref().map_or(SizeHint::with_exact(0), Body::size_hint)
     }
 }
 
 impl Drop for MachineBody {
     fn drop(&mut self) {
-        if self.body.is_end_stream() {
+        if self.is_end_stream() {
             self.is_over();
         }
         if let Some(passing) = self.passing.take().filter(|passing| passing.connection.is_slow()) {
@@ -159,7 +195,7 @@ impl StreamBody {
 
     /// Leaves the machine alone if the client takes too little. The client is told once it takes
     /// the next part.
-    pub(crate) fn cut_if_slow(&self, limit: &DownloadLimit) {
+    pub(crate) fn cut_if_slow(&self, limit: &MinimumRate) {
         let mut taking = self.taking.lock();
         let taken = taking.is_clients_turn.then_some(taking.taken);
         if !taking.pace.is_too_slow(limit, taken) {
@@ -189,8 +225,40 @@ impl StreamBody {
     }
 }
 
-/// The body of an answer.
-pub(crate) enum AnswerBody {
+/// The body of an answer to a request that is in progress until it is over.
+pub(crate) struct Answer {
+    body: AnswerBody,
+    _in_progress: InProgress,
+}
+
+impl Answer {
+    pub(super) fn new(body: AnswerBody, in_progress: InProgress) -> Self {
+        Self { body, _in_progress: in_progress }
+    }
+}
+
+impl Body for Answer {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        Pin::new(&mut self.get_mut().body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// What an answer says.
+pub(super) enum AnswerBody {
     Empty,
     Text(Full<Bytes>),
     Machine(MachineBody),
@@ -201,8 +269,8 @@ impl AnswerBody {
     /// A machine's answer to a client of this version.
     pub(crate) fn machine(version: Version, body: Incoming, passing: Passing) -> Self {
         let connection = passing.connection.clone();
-        let body = MachineBody { body, passing: Some(Box::new(passing)) };
-        if version == Version::HTTP_2 && !body.body.is_end_stream() {
+        let body = MachineBody::new(body, passing);
+        if version == Version::HTTP_2 && !body.is_end_stream() {
             Self::Stream(StreamBody::watched(body, connection))
         } else {
             Self::Machine(body)
@@ -230,10 +298,10 @@ impl Body for AnswerBody {
         match self {
             Self::Empty => true,
             Self::Text(text) => text.is_end_stream(),
-            Self::Machine(machine) => machine.body.is_end_stream(),
+            Self::Machine(machine) => machine.is_end_stream(),
             Self::Stream(stream) => {
                 let taking = stream.taking.lock();
-                taking.body.as_ref().is_some_and(|machine| machine.body.is_end_stream())
+                taking.body.as_ref().is_some_and(MachineBody::is_end_stream)
             }
         }
     }
@@ -242,10 +310,10 @@ impl Body for AnswerBody {
         match self {
             Self::Empty => SizeHint::with_exact(0),
             Self::Text(text) => text.size_hint(),
-            Self::Machine(machine) => machine.body.size_hint(),
+            Self::Machine(machine) => machine.size_hint(),
             Self::Stream(stream) => {
                 let taking = stream.taking.lock();
-                taking.body.as_ref().map(|machine| machine.body.size_hint()).unwrap_or_default()
+                taking.body.as_ref().map(MachineBody::size_hint).unwrap_or_default()
             }
         }
     }

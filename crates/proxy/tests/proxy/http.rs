@@ -1,12 +1,14 @@
 //! Requests and responses.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use caddis_proxy::*;
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    net::{TcpStream, tcp::OwnedReadHalf},
 };
 
 use crate::support::*;
@@ -145,6 +147,52 @@ async fn error_after_headers_cuts_the_response_and_is_logged() {
         error.request_id.as_deref().map(str::to_lowercase).as_deref(),
         answer.header("fly-request-id")
     );
+}
+
+#[tokio::test]
+async fn a_connection_that_is_parked_between_requests_and_not_within_them_goes_on() {
+    let upstream = Upstream::http("one").await;
+    let world = World::with(|config| config.park_after = Duration::ZERO);
+    world.apply(vec![started("a1", upstream.address)]);
+    let client = TcpStream::connect(world.http).await.unwrap();
+    let (reading, mut client) = client.into_split();
+    let mut reading = BufReader::new(reading);
+    let text = "POST / HTTP/1.1\r\nHost: app.localhost\r\nContent-Length: 4\r\n\r\nbody";
+    for round in 0..8 {
+        // In pieces of each size, with time to be parked between them.
+        for piece in text.as_bytes().chunks(1 << round) {
+            client.write_all(piece).await.unwrap();
+            for _ in 0..8 {
+                tokio::task::yield_now().await;
+            }
+        }
+        assert!(in_time("the answer", next_body(&mut reading)).await.ends_with("body"), "{round}");
+    }
+    // Two at once.
+    client.write_all(text.repeat(2).as_bytes()).await.unwrap();
+    for _ in 0..2 {
+        assert!(in_time("the answer", next_body(&mut reading)).await.ends_with("body"));
+    }
+    assert_eq!(upstream.connections(), 1);
+}
+
+/// The body of the next response on a connection that is kept.
+async fn next_body(stream: &mut BufReader<OwnedReadHalf>) -> String {
+    let mut length = 0;
+    loop {
+        let mut line = String::new();
+        stream.read_line(&mut line).await.unwrap();
+        if let Some(text) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+            length = text.trim().parse().unwrap();
+        }
+        if line == "\r\n" {
+            break;
+        }
+        assert!(!line.is_empty(), "the connection was closed");
+    }
+    let mut body = vec![0; length];
+    stream.read_exact(&mut body).await.unwrap();
+    String::from_utf8(body).unwrap()
 }
 
 #[tokio::test]

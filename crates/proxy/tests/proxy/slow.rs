@@ -20,7 +20,7 @@ const SWITCH: &str =
 /// Whoever has to be waited for at all is too slow.
 fn world() -> World {
     World::with(|config| {
-        config.download_limit = DownloadLimit { window: Duration::from_millis(40), bytes: 1 << 40 };
+        config.download_limit = MinimumRate { window: Duration::from_millis(40), bytes: 1 << 40 };
     })
 }
 
@@ -151,4 +151,100 @@ async fn a_slow_stream_of_http_2_ends_without_the_others() {
     };
     assert!(error.is_reset(), "{error}");
     eventually("the streams' end", || world.open_streams("a1") == 0).await;
+}
+
+/// Reads heads, and bodies as far as they come; answers whole requests.
+async fn patient() -> Upstream {
+    Upstream::serve(|mut stream, _| async move {
+        while read_request(&mut stream).await.is_some() {
+            respond(&mut stream, "whole").await.unwrap();
+        }
+    })
+    .await
+}
+
+fn world_of_uploads() -> World {
+    World::with(|config| {
+        config.upload_limit = MinimumRate { window: Duration::from_millis(40), bytes: 1 << 40 };
+    })
+}
+
+#[tokio::test]
+async fn upload_timeout_min_rate() {
+    let upstream = patient().await;
+    let world = world_of_uploads();
+    world.apply(vec![started("a1", upstream.address)]);
+    let head = "POST / HTTP/1.1\r\nHost: app.localhost\r\nContent-Length: 100\r\n\r\npart";
+    let mut client = ask(&world, head).await;
+    let answer = in_time("the answer", read_answer(&mut client)).await;
+    assert_eq!(answer.status, 408);
+    assert!(answer.body.starts_with("PC04"), "{}", answer.body);
+    eventually("the stream's end", || world.open_streams("a1") == 0).await;
+    assert_eq!(world.journal.codes(), [ErrorCode::PC04]);
+    // Nothing that is sent later is taken for a request.
+    let _ = client.write_all(get("/").as_bytes()).await;
+    let mut rest = Vec::new();
+    let _ = in_time("the end", client.read_to_end(&mut rest)).await;
+    assert!(rest.is_empty(), "{}", String::from_utf8_lossy(&rest));
+    assert_eq!(upstream.connections(), 1);
+}
+
+#[tokio::test]
+async fn a_slow_upload_of_http_2_ends_without_the_other_streams() {
+    let upstream = patient().await;
+    let world = world_of_uploads();
+    world.apply(vec![started("a1", upstream.address)]);
+    let stream = TcpStream::connect(world.http).await.unwrap();
+    let (client, connection) = h2::client::handshake(stream).await.unwrap();
+    tokio::spawn(connection);
+    let mut ready = client.clone().ready().await.unwrap();
+    let request = http::Request::post("http://app.localhost/").body(()).unwrap();
+    // Nothing of the body comes at all.
+    let (response, _body) = ready.send_request(request, false).unwrap();
+    let response = in_time("the answer", response).await.unwrap();
+    assert_eq!(response.status(), 408);
+    assert_eq!(world.journal.codes(), [ErrorCode::PC04]);
+    let mut ready = client.ready().await.unwrap();
+    let request = http::Request::get("http://app.localhost/").body(()).unwrap();
+    let (response, _) = ready.send_request(request, true).unwrap();
+    assert_eq!(in_time("the answer", response).await.unwrap().status(), 200);
+}
+
+#[tokio::test]
+async fn a_body_that_the_machine_does_not_read_is_not_sent_too_slowly() {
+    let (open, gate) = watch::channel(false);
+    let upstream = Upstream::serve(move |mut stream, _| {
+        let mut gate = gate.clone();
+        async move {
+            gate.wait_for(|is_open| *is_open).await.unwrap();
+            while read_request(&mut stream).await.is_some() {
+                respond(&mut stream, "whole").await.unwrap();
+            }
+        }
+    })
+    .await;
+    // Who sends anything at all in time is quick enough.
+    let world = World::with(|config| {
+        config.upload_limit = MinimumRate { window: Duration::from_secs(1), bytes: 1 };
+    });
+    world.apply(vec![started("a1", upstream.address)]);
+    let head = format!("POST / HTTP/1.1\r\nHost: app.localhost\r\nContent-Length: {MUCH}\r\n\r\n");
+    let client = TcpStream::connect(world.http).await.unwrap();
+    let (mut reading, mut writing) = client.into_split();
+    let sending = tokio::spawn(async move {
+        writing.write_all(head.as_bytes()).await.unwrap();
+        writing.write_all(&vec![b'x'; MUCH]).await.unwrap();
+        writing
+    });
+    eventually("the request", || world.open_streams("a1") == 1).await;
+    // Another one is found to be slow meanwhile.
+    let head = "POST / HTTP/1.1\r\nHost: app.localhost\r\nContent-Length: 100\r\n\r\npart";
+    let mut other = ask(&world, head).await;
+    assert_eq!(in_time("the answer", read_answer(&mut other)).await.status, 408);
+    assert_eq!(world.journal.codes(), [ErrorCode::PC04]);
+    open.send_replace(true);
+    let mut answer = [0; 12];
+    in_time("the answer", reading.read_exact(&mut answer)).await.unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 200");
+    in_time("the body", sending).await.unwrap();
 }

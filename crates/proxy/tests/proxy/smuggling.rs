@@ -1,6 +1,6 @@
 //! Requests that others may read in another way than we do.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use tokio::{
@@ -78,6 +78,15 @@ fn meaning(request: &Request) -> String {
 
 #[tokio::test]
 async fn requests_of_two_meanings_are_refused_and_others_reach_a_machine_once() {
+    try_all(World::new()).await;
+}
+
+#[tokio::test]
+async fn requests_mean_the_same_over_connections_that_are_parked_whenever_they_can_be() {
+    try_all(World::with(|config| config.park_after = Duration::ZERO)).await;
+}
+
+async fn try_all(world: World) {
     let seen = Arc::new(Mutex::new(Vec::new()));
     let recorder = seen.clone();
     let upstream = Upstream::serve(move |mut stream, _| {
@@ -92,7 +101,6 @@ async fn requests_of_two_meanings_are_refused_and_others_reach_a_machine_once() 
         }
     })
     .await;
-    let world = World::new();
     world.apply(vec![started("a1", upstream.address)]);
     let mut wrong = Vec::new();
     let rows = TABLE.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));

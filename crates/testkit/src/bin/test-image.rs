@@ -11,8 +11,9 @@ fn main() -> Result<()> {
         Some("debian") => images::debian()?,
         Some("kernel-user") => images::kernel_user()?,
         Some("systemd") => images::systemd()?,
+        Some("postgres") => images::postgres()?,
         Some("services") => images::services()?,
-        _ => bail!("usage: test-image busybox|web|debian|kernel-user|systemd|services"),
+        _ => bail!("usage: test-image busybox|web|debian|kernel-user|systemd|postgres|services"),
     };
     println!("{}", layout.display());
     Ok(())

@@ -68,6 +68,41 @@ pub fn services() -> Result<PathBuf> {
     build("services", &packages, config)
 }
 
+/// Debian's PostgreSQL as the well-known image of it behaves: it makes a cluster in `PGDATA` at the
+/// first start, with the password `POSTGRES_PASSWORD`, and listens on port 5432.
+///
+/// # Errors
+/// When mmdebstrap fails.
+pub fn postgres() -> Result<PathBuf> {
+    let config = Config {
+        entrypoint: ["/bin/sh", "-ec", POSTGRES].map(Into::into).to_vec(),
+        stop_signal: "SIGINT".into(),
+        exposed_ports: json!({ "5432/tcp": {} }),
+        ..Config::default()
+    };
+    build("postgres", &["postgresql"], config)
+}
+
+/// Its program. Local connections are trusted, others need the password.
+const POSTGRES: &str = r#"
+cd /usr/lib/postgresql/*/bin
+PATH="$PWD:$PATH"
+export PGDATA="${PGDATA:-/var/lib/postgresql/data}"
+mkdir -p "$PGDATA" /run/postgresql
+chown postgres "$PGDATA" /run/postgresql
+chmod 700 "$PGDATA"
+as_postgres() { setpriv --reuid=postgres --regid=postgres --init-groups "$@"; }
+if [ ! -s "$PGDATA/PG_VERSION" ]; then
+    printf '%s\n' "$POSTGRES_PASSWORD" >/run/password
+    chown postgres /run/password
+    as_postgres initdb --username=postgres --pwfile=/run/password --auth-local=trust \
+        --auth-host=scram-sha-256
+    echo 'host all all all scram-sha-256' >>"$PGDATA/pg_hba.conf"
+    rm /run/password
+fi
+exec setpriv --reuid=postgres --regid=postgres --init-groups postgres -c listen_addresses='*'
+"#;
+
 /// A tree of packages.
 fn build(name: &str, packages: &[&str], mut config: Config) -> Result<PathBuf> {
     let release = std::fs::read_to_string("/etc/os-release").context("which Debian this is")?;

@@ -55,6 +55,17 @@ impl Volume {
         }
     }
 
+    /// For a snapshot of another, while nobody else has it: it is empty.
+    fn point(&self, id: &str, previous: Option<&str>) -> PointInTime {
+        let fleecing = OpenOptions::new().read(true).write(true).open(&self.path).unwrap();
+        PointInTime {
+            id: id.to_owned(),
+            previous: previous.map(str::to_owned),
+            fleecing: fleecing.into(),
+            passphrase: Some(self.passphrase.clone()),
+        }
+    }
+
     /// For a launch that can't open it.
     async fn locked_up(&self, index: u8) -> VolumeDisk {
         let wrong = Some(Passphrase::new("not it".to_owned()));
@@ -208,4 +219,151 @@ pub async fn a_volume_that_cannot_be_opened_is_an_error_and_leaves_nothing(fixtu
         drop(vm);
         assert_no_slots(fixture);
     }
+}
+
+fn assert_refused<T: std::fmt::Debug>(outcome: Result<T, VmmError>, why: &str) {
+    let error = outcome.expect_err(why);
+    assert!(matches!(error, VmmError::InvalidDisk { .. }), "{why}: {error}");
+}
+
+/// One at a time of a volume. What has changed since the last one that was taken is known, also
+/// when others were not taken meanwhile.
+pub async fn a_snapshot_is_open_until_it_is_ended_and_the_next_knows_what_has_changed(
+    fixture: &dyn Fixture,
+) {
+    let driver = fixture.driver().await;
+    let machine = Machine::new(fixture, driver.as_ref(), "m1");
+    let (one, two) = (Volume::new(fixture, "one").await, Volume::new(fixture, "two").await);
+    let kept = Volume::new(fixture, "kept").await;
+    let volumes = vec![one.disk(0).await, two.disk(1).await];
+    let vm = machine.try_launch_with(driver.as_ref(), volumes).await.unwrap();
+    answers(&vm).await;
+    let before = machine.files();
+    vm.end_snapshot(0, false).await.expect("there is none to end");
+    let export = vm.begin_snapshot(0, kept.point("a", None)).await.unwrap();
+    assert_eq!((export.name.as_str(), export.changed), ("volume0", None));
+    assert!(export.socket.starts_with(machine.directory()), "{:?}", export.socket);
+    assert_refused(vm.begin_snapshot(0, kept.point("b", None)).await, "one is open");
+    assert_refused(vm.begin_snapshot(2, kept.point("b", None)).await, "it has none");
+    assert_refused(vm.resize_volume(0, 2 * VOLUME_BYTES).await, "one is open");
+    let other = Volume::new(fixture, "other").await;
+    let second = vm.begin_snapshot(1, other.point("z", None)).await.unwrap();
+    assert_eq!((second.name.as_str(), &second.socket), ("volume1", &export.socket));
+    vm.end_snapshot(1, false).await.unwrap();
+    vm.end_snapshot(0, true).await.unwrap();
+    vm.end_snapshot(0, true).await.expect("once more is no error");
+    assert_eq!(machine.files(), before);
+
+    for (id, previous, changed, is_taken) in [
+        ("b", Some("a"), Some("since-a"), false),
+        ("c", Some("other"), None, false),
+        ("c", Some("a"), Some("since-a"), true),
+        ("d", Some("a"), None, false),
+        ("d", Some("c"), Some("since-c"), true),
+    ] {
+        let export = vm.begin_snapshot(0, kept.point(id, previous)).await.unwrap();
+        assert_eq!(export.changed.as_deref(), changed, "{id}");
+        vm.end_snapshot(0, is_taken).await.unwrap();
+    }
+    vm.resize_volume(0, 2 * VOLUME_BYTES).await.expect("none is open");
+    answers(&vm).await;
+    assert_eq!(machine.files(), before);
+    end(&vm).await;
+    assert_refused_by_the_dead(&vm, &kept).await;
+    driver.close().await;
+}
+
+async fn assert_refused_by_the_dead(vm: &Arc<dyn Vm>, kept: &Volume) {
+    assert!(vm.begin_snapshot(0, kept.point("e", None)).await.is_err());
+    assert!(vm.hydrate(0).await.is_err());
+}
+
+/// Whoever adopts the VM finds it, and what had changed before it is not forgotten.
+pub async fn a_snapshot_that_is_open_ends_with_its_vm_and_by_the_next_server(
+    fixture: &dyn Fixture,
+) {
+    let driver = fixture.driver().await;
+    let machine = Machine::new(fixture, driver.as_ref(), "m1");
+    let before = machine.files();
+    let (volume, kept) = (Volume::new(fixture, "one").await, Volume::new(fixture, "kept").await);
+    let vm = machine.try_launch_with(driver.as_ref(), vec![volume.disk(1).await]).await.unwrap();
+    answers(&vm).await;
+    vm.begin_snapshot(1, kept.point("a", None)).await.unwrap();
+    vm.end_snapshot(1, true).await.unwrap();
+    vm.begin_snapshot(1, kept.point("b", Some("a"))).await.unwrap();
+    driver.close().await;
+    drop((vm, driver));
+
+    let driver = fixture.driver().await;
+    let vm = machine.adopt(driver.as_ref()).await.expect("it runs");
+    assert_refused(vm.begin_snapshot(1, kept.point("c", Some("a"))).await, "one is open");
+    vm.end_snapshot(1, false).await.unwrap();
+    let export = vm.begin_snapshot(1, kept.point("c", Some("a"))).await.unwrap();
+    assert_eq!(export.changed.as_deref(), Some("since-a"));
+    answers(&vm).await;
+    end(&vm).await;
+    assert_eq!(machine.files(), before);
+    drop((volume.open().await, vm));
+    driver.close().await;
+}
+
+/// It goes on as if nobody had asked, and can be saved, with what is known of changes, afterwards.
+pub async fn a_machine_is_not_saved_while_a_snapshot_is_open(fixture: &dyn Fixture) {
+    let driver = fixture.driver().await;
+    let machine = Machine::new(fixture, driver.as_ref(), "m1");
+    let directory = machine.directory();
+    let (volume, kept) = (Volume::new(fixture, "one").await, Volume::new(fixture, "kept").await);
+    let vm = machine.try_launch_with(driver.as_ref(), vec![volume.disk(0).await]).await.unwrap();
+    answers(&vm).await;
+    vm.begin_snapshot(0, kept.point("a", None)).await.unwrap();
+    let error = vm.save(&directory).await.expect_err("one is open").to_string();
+    assert!(error.contains("volume0: a snapshot of it is being taken"), "{error}");
+    assert!(!driver.is_saved(&directory));
+    vm.unpause().await.unwrap();
+    answers(&vm).await;
+    vm.end_snapshot(0, true).await.unwrap();
+    vm.save(&directory).await.unwrap();
+    driver.remove_saved(&directory).unwrap();
+    vm.unpause().await.unwrap();
+    answers(&vm).await;
+    let export = vm.begin_snapshot(0, kept.point("b", Some("a"))).await.unwrap();
+    assert_eq!(export.changed.as_deref(), Some("since-a"));
+    end(&vm).await;
+    driver.close().await;
+}
+
+/// Elsewhere that is said, and the VM goes on all the same.
+pub async fn a_volume_in_use_is_cloned_where_the_file_system_can(fixture: &dyn Fixture) {
+    let driver = fixture.driver().await;
+    let machine = Machine::new(fixture, driver.as_ref(), "m1");
+    let volume = Volume::new(fixture, "one").await;
+    let vm = machine.try_launch_with(driver.as_ref(), vec![volume.disk(0).await]).await.unwrap();
+    answers(&vm).await;
+    let path = fixture.directory().join("clone");
+    let copy = || OwnedFd::from(File::create(&path).unwrap());
+    assert_refused(vm.clone_volume(1, copy()).await, "it has none");
+    match vm.clone_volume(0, copy()).await {
+        Ok(()) => assert!(fs::read(&path).unwrap() == fs::read(&volume.path).unwrap()),
+        Err(VmmError::Io { source, .. }) => {
+            assert_eq!(source.kind(), io::ErrorKind::Unsupported, "{source}");
+        }
+        Err(error) => panic!("{error}"),
+    }
+    answers(&vm).await;
+    assert!(volume.try_open().is_none(), "it is the VM's");
+    end(&vm).await;
+    drop(volume.open().await);
+    driver.close().await;
+}
+
+/// There is nothing to copy.
+pub async fn a_volume_without_a_backing_is_whole(fixture: &dyn Fixture) {
+    let driver = fixture.driver().await;
+    let machine = Machine::new(fixture, driver.as_ref(), "m1");
+    let volume = Volume::new(fixture, "one").await;
+    let vm = machine.try_launch_with(driver.as_ref(), vec![volume.disk(0).await]).await.unwrap();
+    assert_eq!(vm.hydrate(0).await.unwrap(), Hydration::Done);
+    assert_refused(vm.hydrate(1).await, "it has none");
+    end(&vm).await;
+    driver.close().await;
 }

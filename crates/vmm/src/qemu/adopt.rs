@@ -9,6 +9,7 @@ use std::{
 use super::{
     descriptor,
     launch::{Running, clear, end},
+    suspend,
 };
 use crate::{Slot, SlotPool, VmmError, capture::Capture, lock, process::Process, record::Record};
 
@@ -83,8 +84,13 @@ fn look_for(
     let pid = process.id.pid;
     let attempted = || format!("adopt the VM process {pid} of machine {machine_id}");
     let lost = || io::Error::other("its record is lost");
-    let Record { slot: index, start: kind, saving, has_volumes, .. } =
-        record.ok_or_else(lost).map_err(VmmError::io(attempted()))?;
+    let mut record = record.ok_or_else(lost).map_err(VmmError::io(attempted()))?;
+    if record.cloning {
+        suspend::unpause(directory)?;
+        record.cloning = false;
+        record.write(directory)?;
+    }
+    let Record { slot: index, start: kind, saving, has_volumes, .. } = record;
     let held = process.descriptor(descriptor::SLOT).map_err(VmmError::io(attempted()))?;
     let slot = slots.adopt(index, held)?;
     let capture = |number| Capture::adopt(pid, number).ok();

@@ -45,6 +45,12 @@ pub(super) fn sets(role: DiskRole) -> [u32; 2] {
     [first, first + 1]
 }
 
+/// The set of the file where what is overwritten is kept while a snapshot of a volume is taken.
+pub(super) fn fleecing_set(role: DiskRole) -> u32 {
+    let [_, last] = sets(DiskRole::Volume(DiskRole::VOLUMES - 1));
+    last + 1 + u32::from(role.index())
+}
+
 /// What is behind the devices of a VM's disks.
 #[derive(Clone, Copy)]
 pub(super) enum Backing<'a> {
@@ -282,6 +288,7 @@ mod tests {
         let mut sets: Vec<_> = DiskRole::ALL.iter().flat_map(|role| sets(*role)).collect();
         assert_eq!(sets, Vec::from_iter(FIRST_DISK_SET..FIRST_DISK_SET + 10));
         sets.extend([WARM_UP_SET, MODULES_SET]);
+        sets.extend((0..DiskRole::VOLUMES).map(|index| fleecing_set(DiskRole::Volume(index))));
         assert_eq!(sets.iter().collect::<std::collections::HashSet<_>>().len(), sets.len());
         let descriptors = DiskRole::ALL.iter().flat_map(|role| descriptor::of_disk(*role));
         let first = descriptor::of_disk(DiskRole::Root)[0];

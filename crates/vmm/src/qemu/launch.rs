@@ -19,10 +19,11 @@ use super::{
     qmp::Qmp,
     snapshot::{self, Snapshot},
     template::{Sealed, file},
+    throttle,
     volumes::{self, Guest},
 };
 use crate::{
-    Disk, DiskRole, LaunchSpec, Shape, Slot, Start, VmmError, VolumeDisk,
+    Disk, DiskRole, IoLimits, LaunchSpec, Shape, Slot, Start, VmmError, VolumeDisk,
     capture::Capture,
     cgroup::{CgroupRoot, Limits},
     lock,
@@ -35,6 +36,9 @@ use crate::{
 pub(super) const CONTROL_SOCKET: &str = "control.sock";
 /// Name of the socket that QEMU is told things by.
 pub(super) const QMP_SOCKET: &str = "qmp.sock";
+
+/// Name of the socket that volumes are read from while snapshots of them are taken.
+pub(super) const NBD_SOCKET: &str = "nbd.sock";
 
 /// Threads beside those of processors: main loop, RCU, workers of the block layer.
 const THREADS: u32 = 128;
@@ -67,6 +71,7 @@ pub(super) struct Launch<'a> {
     pub(super) cpu_weight: u32,
     pub(super) disks: Backing<'a>,
     pub(super) volumes: &'a [VolumeDisk],
+    pub(super) volume_limits: Option<IoLimits>,
     /// The file with the kernel's modules, where it has some and they are to be reached.
     pub(super) modules: Option<&'a Path>,
     pub(super) tap: Option<BorrowedFd<'a>>,
@@ -254,7 +259,8 @@ impl Launch<'_> {
             Source::Cold(_) | Source::Snapshot(..) => Guest::Knows,
         };
         // What was saved is as good as before, when it is a volume that is not.
-        volumes::attach(&mut qmp, self.volumes, guest)?;
+        volumes::attach(&mut qmp, &running.process, self.volumes, guest)?;
+        throttle::limit(&mut qmp, self.volumes, self.volume_limits)?;
         // From here on it is to be kept, and what it was saved to must never be used again, since
         // its disk changes.
         record.complete = true;
@@ -346,6 +352,7 @@ impl Driver {
                 cpu_weight: spec.cpu_weight,
                 disks: Backing::Machine(&spec.disks),
                 volumes: &spec.volumes,
+                volume_limits: spec.volume_limits,
                 modules: self.modules(),
                 tap,
                 mac: &spec.mac,
@@ -443,7 +450,7 @@ pub(super) fn clear(directory: &Path, cgroups: Option<&CgroupRoot>, cgroup: &str
             failed("cgroup", &error);
         }
     }
-    for name in [CONTROL_SOCKET, QMP_SOCKET] {
+    for name in [CONTROL_SOCKET, QMP_SOCKET, NBD_SOCKET] {
         if let Err(error) = socket::remove(directory, name) {
             failed("socket", &error);
         }

@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     net::UnixStream,
@@ -22,7 +22,7 @@ use tokio::{
 };
 use tracing::debug;
 
-use super::launch::QMP_SOCKET;
+use super::{launch::QMP_SOCKET, qmp};
 use crate::{Pause, socket};
 
 /// Time after a start until it is listened to: what happens before is asked for then, and its start
@@ -99,11 +99,13 @@ pub(super) async fn listen(
 async fn hear(directory: &Path, pause: &watch::Sender<Option<Pause>>) -> io::Result<()> {
     let stream = socket::connect(directory, QMP_SOCKET).await.map_err(io::Error::other)?;
     let mut lines = Lines { reader: BufReader::new(stream) };
-    let greeting = timeout(ANSWER_TIMEOUT, lines.next()).await??;
-    if greeting.get("QMP").is_none() {
-        return Err(io::Error::other("QEMU sent no greeting"));
+    // What it still has to say to an earlier client may come first.
+    while timeout(ANSWER_TIMEOUT, lines.next()).await??.get("QMP").is_none() {}
+    match lines.ask("qmp_capabilities", pause).await {
+        // An earlier client is gone that had sent the same, which was carried out only now.
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => {}
+        negotiated => drop(negotiated?),
     }
-    lines.ask("qmp_capabilities", pause).await?;
     let status = lines.ask("query-status", pause).await?;
     if status.get("status").and_then(Value::as_str) == Some(IO_ERROR) {
         let disks = lines.ask("query-block", pause).await?;
@@ -156,20 +158,22 @@ impl Lines {
         command: &str,
         pause: &watch::Sender<Option<Pause>>,
     ) -> io::Result<Value> {
-        self.reader
-            .get_mut()
-            .write_all(format!("{{\"execute\":\"{command}\"}}\n").as_bytes())
-            .await?;
+        let (text, id) = qmp::command(command, &json!({}));
+        self.reader.get_mut().write_all(text.as_bytes()).await?;
         let answer = async {
             loop {
                 let mut line = self.next().await?;
+                if !qmp::answers(&line, &id) {
+                    note(&line, pause).await;
+                    continue;
+                }
                 if let Some(error) = line.get("error") {
-                    return Err(io::Error::other(format!("{command}: {error}")));
+                    let text = format!("{command}: {error}");
+                    return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
                 }
                 if let Some(answer) = line.get_mut("return") {
                     return Ok(answer.take());
                 }
-                note(&line, pause).await;
             }
         };
         timeout(ANSWER_TIMEOUT, answer).await?
@@ -238,7 +242,8 @@ mod tests {
             let mut line = String::new();
             self.stream.read_line(&mut line).await.unwrap();
             assert!(line.contains(command), "{line}");
-            self.say(&format!("{{\"return\": {answer}}}")).await;
+            let command: Value = serde_json::from_str(&line).unwrap();
+            self.say(&format!("{{\"return\": {answer}, \"id\": {}}}", command["id"])).await;
         }
 
         async fn until_closed(&mut self) {

@@ -4,7 +4,8 @@
 //!
 //! ```text
 //! make:    slot, tap ▸ restore from the template, over the warm-up disk ▸ init warms up ▸ pause
-//! assign:  exchange the disks ▸ resume ▸ the machine's lock ▸ record
+//! attach:  exchange the disks, while the machine's network is connected
+//! assign:  resume ▸ the machine's lock ▸ record
 //!          ▸ sockets into the machine's directory
 //!          ▸ the VM's lock takes the place of the machine's: from here on it is the machine's VM
 //! ```
@@ -15,18 +16,13 @@ use std::{
     collections::HashMap,
     fs, io,
     os::fd::{AsFd as _, OwnedFd},
-    path::Path,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
 
-use caddis_guest_protocol::{
-    MachineSpec,
-    spec::{GATEWAY_V4, GATEWAY_V6, NetworkSpec},
-};
 use parking_lot::{Mutex, MutexGuard};
 use serde_json::json;
 use tokio::{sync::Notify, task::spawn_blocking};
@@ -35,17 +31,17 @@ use tracing::{info, warn};
 use super::{
     Driver,
     demand::Demand,
-    disks::{self, Backing, DEFAULT_ROOT_BYTES},
+    disks::{self, Backing},
     launch::{CONTROL_SOCKET, Launch, QMP_SOCKET, Running, Source, clear},
     panicked,
     qmp::Qmp,
-    template::{DEFAULT_SHAPE, Found, build::MAC, file},
+    template::{DEFAULT_SHAPE, Found, build::MAC},
+    throttle,
     unassigned::{self, UnassignedVm, WAITING},
     volumes::{self, Guest},
+    warm_up::{self, Part, warm_up, warm_up_disk},
 };
-use crate::{
-    LaunchSpec, PoolUse, Shape, Slot, Start, VmmError, boot::WARM_UP_PROGRAM, lock, record::Record,
-};
+use crate::{LaunchSpec, PoolUse, Shape, Slot, Start, VmmError, lock, record::Record};
 
 /// What may wait.
 #[derive(Debug, Clone, Copy)]
@@ -86,18 +82,28 @@ pub(super) struct Pool {
     state: Mutex<State>,
     changed: Notify,
     number: AtomicU64,
+    /// A machine had volumes.
+    with_volumes: AtomicBool,
 }
 
 /// A VM that waits.
 pub(super) struct WarmVm {
     vm: UnassignedVm,
     qmp: Qmp,
+    /// How long it took to put the machine's disks behind its devices.
+    attaching: Duration,
 }
 
 impl Pool {
     pub(super) fn new(limits: PoolLimits) -> Self {
         let state = State { by_shape: HashMap::new(), last_start: None, failed: None };
-        Self { limits, state: Mutex::new(state), changed: Notify::new(), number: AtomicU64::new(0) }
+        Self {
+            limits,
+            state: Mutex::new(state),
+            changed: Notify::new(),
+            number: AtomicU64::new(0),
+            with_volumes: AtomicBool::new(false),
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -110,8 +116,9 @@ impl Pool {
         self.limits.count.min(usize::try_from(by_memory).unwrap_or(usize::MAX))
     }
 
-    /// Takes one for a start.
-    pub(super) fn acquire(&self, shape: Shape) -> Option<WarmVm> {
+    /// Takes one for a start. From the first machine with volumes on all are warmed up with one.
+    pub(super) fn acquire(&self, shape: Shape, with_volumes: bool) -> Option<WarmVm> {
+        self.with_volumes.fetch_or(with_volumes, Ordering::Relaxed);
         let (most, now) = (self.most(shape), Instant::now());
         let mut state = self.state();
         state.last_start = Some(now);
@@ -257,24 +264,29 @@ impl Driver {
         let restored = spawn_blocking(move || this.restore_unassigned(shape, number))
             .await
             .map_err(panicked)?;
-        let vm = restored?;
-        let warmed_up = self.ending.run_until_cancelled(warm_up(&vm, Part::All, TIMEOUT)).await;
+        let (vm, mut qmp, volume) = restored?;
+        let part = Part::All { volume };
+        let warmed_up = self.ending.run_until_cancelled(warm_up(&vm, part, TIMEOUT)).await;
         // Ending it, where it did not, blocks too.
         let stop = move || {
             warmed_up.unwrap_or_else(|| Err(unassigned::called_off()))?;
             let failed = |error| VmmError::io("prepare a warm VM")(error);
-            let mut qmp = Qmp::connect(&vm.directory, QMP_SOCKET).map_err(failed)?;
+            if volume.is_some() {
+                warm_up::detach_volume(&mut qmp).map_err(failed)?;
+            }
             qmp.execute("stop", json!({})).map_err(failed)?;
-            Ok(WarmVm { vm, qmp })
+            Ok(WarmVm { vm, qmp, attaching: Duration::ZERO })
         };
         spawn_blocking(stop).await.map_err(panicked)?
     }
 
+    /// Restores a VM, and puts a volume behind its device where one is to be had. Gives the size of
+    /// that, too.
     fn restore_unassigned(
         self: &Arc<Self>,
         shape: Shape,
         number: u64,
-    ) -> Result<UnassignedVm, VmmError> {
+    ) -> Result<(UnassignedVm, Qmp, Option<u64>), VmmError> {
         let Found::Ready(sealed) = self.templates.find(shape) else {
             return Err(VmmError::NotRestored { message: "its template is gone".to_owned() });
         };
@@ -301,6 +313,7 @@ impl Driver {
             cpu_weight: WEIGHT,
             disks: Backing::WarmUp(&disk),
             volumes: &[],
+            volume_limits: None,
             modules: self.modules(),
             tap: Some(tap.as_fd()),
             mac: MAC,
@@ -317,66 +330,12 @@ impl Driver {
             Err(_) => {}
         }
         vm.running = Some(restored?);
-        Ok(vm)
-    }
-}
-
-/// What a warm-up does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Part {
-    /// What has to do with files and programs.
-    Files,
-    /// And the network.
-    All,
-}
-
-/// Has its init do as if it were told which machine it is.
-pub(super) async fn warm_up(
-    vm: &UnassignedVm,
-    part: Part,
-    patience: Duration,
-) -> Result<(), VmmError> {
-    let session = vm.session(patience).await?;
-    let warmed_up = session.warm_up(warm_up_spec(part), patience).await;
-    session.close();
-    let refused =
-        |error| VmmError::DiedAtStart { message: vm.said(&format!("its warm-up failed: {error}")) };
-    warmed_up.map(|_| ()).map_err(refused)
-}
-
-/// Memory with a file system like that of a machine. Blocks.
-pub(super) fn warm_up_disk(image: &Path) -> io::Result<OwnedFd> {
-    let mut image = fs::File::open(image)?;
-    // As large as that of most machines, and empty but for its beginning.
-    let memory = file::memory("caddis-warm-up", DEFAULT_ROOT_BYTES)?;
-    io::copy(&mut image, &mut fs::File::from(memory.try_clone()?))?;
-    Ok(memory)
-}
-
-/// A machine that is none: addresses for documentation, a program that is only read, and random
-/// bytes of its own, so that what the kernel draws from here on is this VM's alone.
-fn warm_up_spec(part: Part) -> MachineSpec {
-    use base64::Engine as _;
-    let mut entropy = [0; 64];
-    // Fails only where the kernel has no such call.
-    let _ = rustix::rand::getrandom(&mut entropy, rustix::rand::GetRandomFlags::empty());
-    let now =
-        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    MachineSpec {
-        hostname: "warm-up".to_owned(),
-        argv: vec![WARM_UP_PROGRAM.to_owned()],
-        root_size: DEFAULT_ROOT_BYTES,
-        time_ns: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX),
-        entropy: base64::engine::general_purpose::STANDARD.encode(entropy),
-        network: NetworkSpec {
-            mac: if part == Part::All { MAC.to_owned() } else { String::new() },
-            ipv4: [192, 0, 2, 2].into(),
-            ipv4_gateway: GATEWAY_V4,
-            ipv6: [0x2001, 0xdb8, 0, 0, 0, 0, 0, 2].into(),
-            ipv6_gateway: GATEWAY_V6,
-            ..NetworkSpec::default()
-        },
-        ..MachineSpec::default()
+        let mut qmp = Qmp::connect(&directory, QMP_SOCKET).map_err(failed)?;
+        let image = &self.config.boot.warm_up_volume;
+        let with_volumes = self.pool.with_volumes.load(Ordering::Relaxed);
+        let volume = with_volumes.then(|| warm_up::attach_volume(&mut qmp, image));
+        let volume = volume.transpose().map_err(failed)?;
+        Ok((vm, qmp, volume))
     }
 }
 
@@ -390,7 +349,19 @@ impl WarmVm {
         self.vm.tap.take()
     }
 
-    /// Makes it the machine's. On error it is gone. Blocks.
+    /// Puts a machine's disks and volumes behind its devices. On error it is gone. Blocks.
+    pub(super) fn attach(mut self, spec: &LaunchSpec) -> Result<Self, VmmError> {
+        let begun = Instant::now();
+        if let Some(running) = &self.vm.running {
+            disks::exchange(&mut self.qmp, &spec.disks)?;
+            volumes::attach(&mut self.qmp, &running.process, &spec.volumes, Guest::IsTold)?;
+            throttle::limit(&mut self.qmp, &spec.volumes, spec.volume_limits)?;
+        }
+        self.attaching = begun.elapsed();
+        Ok(self)
+    }
+
+    /// Makes it the machine's, whose disks it has. On error it is gone. Blocks.
     pub(super) fn assign(mut self, spec: &LaunchSpec) -> Result<Running, VmmError> {
         let begun = Instant::now();
         let assigned = self.try_assign(spec);
@@ -408,15 +379,14 @@ impl WarmVm {
         let running = running
             .take()
             .ok_or_else(|| VmmError::io("assign a warm VM")(io::ErrorKind::NotFound.into()))?;
-        Ok(Running { steps: vec![("assign", begun.elapsed())], ..running })
+        let steps = vec![("attach", self.attaching), ("assign", begun.elapsed())];
+        Ok(Running { steps, ..running })
     }
 
     fn try_assign(&mut self, spec: &LaunchSpec) -> Result<(), VmmError> {
         let Some(running) = &mut self.vm.running else { return Ok(()) };
         let (own, directory) = (&self.vm.directory, &spec.directory);
         let failed = |what: &str| VmmError::io(format!("{what} of machine {}", spec.machine_id));
-        disks::exchange(&mut self.qmp, &spec.disks)?;
-        volumes::attach(&mut self.qmp, &spec.volumes, Guest::IsTold)?;
         if let Some(cgroups) = self.vm.slot.cgroups() {
             cgroups.slot(&self.vm.slot.cgroup_name()).set_cpu_weight(spec.cpu_weight)?;
         }

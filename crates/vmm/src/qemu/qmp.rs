@@ -1,18 +1,41 @@
 //! QEMU's control protocol, as much of it as we use: one command at a time, each answered, and the
-//! one event that tells how a migration goes. Blocks; for blocking threads only.
+//! events that tell how a migration goes and that an export is gone. Blocks; for blocking threads
+//! only.
 
 use std::{
     io::{self, BufRead as _, BufReader, IoSlice, Read as _},
     mem::MaybeUninit,
     os::{fd::BorrowedFd, unix::net::UnixStream},
     path::Path,
-    time::{Duration, Instant},
+    sync::{
+        OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant, SystemTime},
 };
 
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde_json::{Value, json};
 
 use crate::socket;
+
+/// A command as a line, and the id that its answer has: no other command has it, of this server or
+/// an earlier one. When a client is gone before QEMU, which was busy, has answered it, QEMU gives
+/// that answer to the next client.
+pub(super) fn command(name: &str, arguments: &Value) -> (String, String) {
+    static BEGUN: OnceLock<u128> = OnceLock::new();
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let since = || SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let begun = BEGUN.get_or_init(|| since().as_nanos());
+    let id = format!("{begun:x}-{}", NEXT.fetch_add(1, Ordering::Relaxed));
+    let command = json!({ "execute": name, "arguments": arguments, "id": id });
+    (format!("{command}\n"), id)
+}
+
+/// Whether a line is the answer to the command with this id.
+pub(super) fn answers(line: &Value, id: &str) -> bool {
+    line.get("id").and_then(Value::as_str) == Some(id)
+}
 
 /// Patience with one line of QEMU's. On a busy host its main loop may wait long for a processor.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -26,6 +49,8 @@ pub(crate) struct Qmp {
     stream: UnixStream,
     reader: BufReader<UnixStream>,
     migration: Option<String>,
+    /// Exports that are gone.
+    deleted: Vec<String>,
     /// The beginning of a line whose end has not come yet.
     begun: Vec<u8>,
 }
@@ -37,11 +62,15 @@ impl Qmp {
         stream.set_read_timeout(Some(TIMEOUT))?;
         stream.set_write_timeout(Some(TIMEOUT))?;
         let reader = BufReader::new(stream.try_clone()?);
-        let mut qmp = Self { stream, reader, migration: None, begun: Vec::new() };
-        if qmp.line()?.get("QMP").is_none() {
-            return Err(io::Error::other("QEMU sent no greeting"));
+        let mut qmp =
+            Self { stream, reader, migration: None, deleted: Vec::new(), begun: Vec::new() };
+        // What it still has to say to an earlier client may come first.
+        while qmp.line()?.get("QMP").is_none() {}
+        match qmp.execute("qmp_capabilities", json!({})) {
+            // An earlier client is gone that had sent the same, which was carried out only now.
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => {}
+            negotiated => drop(negotiated?),
         }
-        qmp.execute("qmp_capabilities", json!({}))?;
         Ok(qmp)
     }
 
@@ -55,14 +84,47 @@ impl Qmp {
         self.send("getfd", json!({ "fdname": name }), &[descriptor], TIMEOUT).map(|_| ())
     }
 
+    /// Has it close a descriptor that it was given under a name, if it has one.
+    pub(crate) fn take_back(&mut self, name: &str) -> io::Result<()> {
+        match self.execute("closefd", json!({ "fdname": name })) {
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),
+            closed => closed.map(drop),
+        }
+    }
+
     /// Adds a descriptor to a set of them, from which files are opened by the name
-    /// `/dev/fdset/SET`.
+    /// `/dev/fdset/SET`. When no file is open from it and nobody is connected it is closed.
     pub(crate) fn add_descriptor(
         &mut self,
         set: u32,
         descriptor: BorrowedFd<'_>,
     ) -> io::Result<()> {
         self.send("add-fd", json!({ "fdset-id": set }), &[descriptor], TIMEOUT).map(|_| ())
+    }
+
+    /// Has it close the descriptors of a set that nothing uses any more, if there are any.
+    pub(crate) fn remove_descriptors(&mut self, set: u32) -> io::Result<()> {
+        let sets = self.execute("query-fdsets", json!({}))?;
+        let mut sets = sets.as_array().into_iter().flatten();
+        match sets.any(|known| known["fdset-id"] == json!(set)) {
+            true => self.execute("remove-fd", json!({ "fdset-id": set })).map(drop),
+            false => Ok(()),
+        }
+    }
+
+    /// Ends an export and the connections to it, and waits until it is gone.
+    pub(crate) fn delete_export(&mut self, id: &str) -> io::Result<()> {
+        let deadline = Instant::now() + TIMEOUT;
+        self.deleted.clear();
+        self.execute("block-export-del", json!({ "id": id, "mode": "hard" }))?;
+        while !self.deleted.iter().any(|deleted| deleted == id) {
+            if Instant::now() > deadline {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            let line = self.line()?;
+            self.note(&line);
+        }
+        Ok(())
     }
 
     /// Writes the state of all devices, and no memory, of a VM that stands still to a pipe: QEMU
@@ -142,8 +204,7 @@ impl Qmp {
         patience: Duration,
     ) -> io::Result<Value> {
         let deadline = Instant::now() + patience;
-        let mut text = json!({ "execute": command, "arguments": arguments }).to_string();
-        text.push('\n');
+        let (text, id) = self::command(command, &arguments);
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
         if !descriptors.is_empty() {
@@ -168,6 +229,10 @@ impl Qmp {
                 }
                 line => line?,
             };
+            if !answers(&line, &id) {
+                self.note(&line);
+                continue;
+            }
             if let Some(error) = line.get("error") {
                 let reason = error.get("desc").and_then(Value::as_str).unwrap_or("no reason given");
                 let text = format!("{command}: {reason}");
@@ -176,14 +241,15 @@ impl Qmp {
             if let Some(answer) = line.get_mut("return") {
                 return Ok(answer.take());
             }
-            self.note(&line);
         }
     }
 
     fn note(&mut self, line: &Value) {
-        if line.get("event").and_then(Value::as_str) == Some("MIGRATION") {
-            self.migration =
-                line.pointer("/data/status").and_then(Value::as_str).map(str::to_owned);
+        let told = |field: &str| line.pointer(field).and_then(Value::as_str).map(str::to_owned);
+        match line.get("event").and_then(Value::as_str) {
+            Some("MIGRATION") => self.migration = told("/data/status"),
+            Some("BLOCK_EXPORT_DELETED") => self.deleted.extend(told("/data/id")),
+            _ => {}
         }
     }
 
@@ -215,7 +281,9 @@ mod tests {
 
     use super::*;
 
-    /// A QEMU that says these lines, one after each command.
+    const OK: &str = "{\"return\": {}, \"id\": ID}";
+
+    /// A QEMU that says these lines, one after each command, whose id is put in.
     fn play(
         lines: &'static [&'static str],
     ) -> (tempfile::TempDir, thread::JoinHandle<Vec<String>>) {
@@ -228,11 +296,13 @@ mod tests {
             stream.write_all(b"{\"QMP\": {}}\n").unwrap();
             let mut reader = BufReader::new(stream.try_clone().unwrap());
             let mut heard = Vec::new();
-            for answer in ["{\"return\": {}}"].iter().chain(lines) {
+            for answer in [OK].iter().chain(lines) {
                 let mut line = String::new();
                 reader.read_line(&mut line).unwrap();
+                let command: Value = serde_json::from_str(&line).unwrap();
                 heard.push(line);
-                stream.write_all(answer.as_bytes()).unwrap();
+                let id = command["id"].to_string();
+                stream.write_all(answer.replace("ID", &id).as_bytes()).unwrap();
                 stream.write_all(b"\n").unwrap();
             }
             heard
@@ -241,12 +311,14 @@ mod tests {
     }
 
     #[test]
-    fn events_between_answers_are_noted_and_errors_told() {
+    fn events_and_answers_to_others_are_told_from_answers_and_errors_told() {
         let (directory, played) = play(&[
-            "{\"event\": \"MIGRATION\", \"data\": {\"status\": \"setup\"}}\n{\"return\": {}}",
-            "{\"event\": \"STOP\"}\n\
-             {\"event\": \"MIGRATION\", \"data\": {\"status\": \"completed\"}}\n{\"return\": 7}",
-            "{\"error\": {\"class\": \"x\", \"desc\": \"no such thing\"}}",
+            "{\"event\": \"MIGRATION\", \"data\": {\"status\": \"setup\"}}\n\
+             {\"return\": {}, \"id\": ID}",
+            "{\"event\": \"STOP\"}\n{\"return\": 5}\n{\"return\": 6, \"id\": \"another\"}\n\
+             {\"event\": \"MIGRATION\", \"data\": {\"status\": \"completed\"}}\n\
+             {\"return\": 7, \"id\": ID}",
+            "{\"error\": {\"class\": \"x\", \"desc\": \"no such thing\"}, \"id\": ID}",
         ]);
         let mut qmp = Qmp::connect(directory.path(), "qmp.sock").unwrap();
         let file = tempfile::tempfile().unwrap();
@@ -260,9 +332,9 @@ mod tests {
 
     #[test]
     fn a_failed_migration_is_an_error() {
-        let (directory, played) = play(&[
-            "{\"event\": \"MIGRATION\", \"data\": {\"status\": \"failed\"}}\n{\"return\": {}}",
-        ]);
+        let (directory, played) =
+            play(&["{\"event\": \"MIGRATION\", \"data\": {\"status\": \"failed\"}}\n\
+             {\"return\": {}, \"id\": ID}"]);
         let mut qmp = Qmp::connect(directory.path(), "qmp.sock").unwrap();
         qmp.execute("migrate", json!({})).unwrap();
         assert!(qmp.migrated().is_err());

@@ -1,12 +1,9 @@
 //! Saves running VMs to a file, and has them go on.
 
 use std::{
-    fs::{self, File},
+    fs::File,
     io::{self, Read},
-    os::{
-        fd::{AsFd as _, OwnedFd},
-        unix::fs::{FileTypeExt as _, MetadataExt as _},
-    },
+    os::fd::AsFd as _,
     path::{Path, PathBuf},
     sync::atomic::{AtomicBool, Ordering},
 };
@@ -24,6 +21,7 @@ use super::{
     pause::IO_ERROR,
     qmp::Qmp,
     snapshot::{self, Content, LARGEST_STATE},
+    volumes::Nodes,
 };
 use crate::{VmmError, process::Process, record::Saving};
 
@@ -56,6 +54,9 @@ impl Standing<'_> {
 
     fn try_save(&self, file: &Path, cancelled: &AtomicBool) -> io::Result<()> {
         let mut qmp = Qmp::connect(self.directory, QMP_SOCKET)?;
+        if let Some(reason) = Nodes::query(&mut qmp)?.in_the_way_of_saving() {
+            return Err(io::Error::other(reason));
+        }
         match qmp.status()?.as_str() {
             RUNNING => {}
             IO_ERROR => {
@@ -73,7 +74,7 @@ impl Standing<'_> {
         fcntl_setpipe_size(&theirs, PIPE)?;
         rustix::fs::fchown(&theirs, Some(rustix::fs::Uid::from_raw(self.uid)), None)?;
         qmp.give("state", theirs.as_fd())?;
-        let number = self.number_of(&theirs)?;
+        let number = self.process.number_of(&theirs)?;
         // The state ends when QEMU closes its own.
         drop(theirs);
         let disks = open(&self.saving.disks)?;
@@ -97,21 +98,6 @@ impl Standing<'_> {
         }
         write_through(&disks)?;
         snapshot::keep(file)
-    }
-
-    /// Which number a pipe has in the process.
-    fn number_of(&self, pipe: &OwnedFd) -> io::Result<u32> {
-        let inode = rustix::fs::fstat(pipe)?.st_ino;
-        for entry in fs::read_dir(format!("/proc/{}/fd", self.process.id.pid))?.flatten() {
-            let found = fs::metadata(entry.path())
-                .is_ok_and(|file| file.file_type().is_fifo() && file.ino() == inode);
-            if let Some(number) =
-                entry.file_name().to_str().and_then(|name| name.parse().ok()).filter(|_| found)
-            {
-                return Ok(number);
-            }
-        }
-        Err(io::Error::other("QEMU does not have the pipe it was given"))
     }
 
     fn write(&self, file: &Path, mut pipe: File, cancelled: &AtomicBool) -> io::Result<()> {
@@ -153,7 +139,7 @@ fn write_through(disks: &[File]) -> io::Result<()> {
 }
 
 /// QEMU's word for a VM that does not stand still.
-const RUNNING: &str = "running";
+pub(super) const RUNNING: &str = "running";
 
 /// Has the VM with this directory go on, if it stands still. Blocks.
 pub(super) fn unpause(directory: &Path) -> Result<(), VmmError> {

@@ -94,6 +94,23 @@ impl QemuVm {
     }
 }
 
+impl QemuVm {
+    /// Tells QEMU something, when nobody else does. Once begun it is done whoever waits for it.
+    async fn tell<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Qmp, &Path) -> Result<T, VmmError> + Send + 'static,
+    ) -> Result<T, VmmError> {
+        let (directory, turn) = (self.directory.clone(), self.orders.turn().await);
+        let telling = spawn_blocking(move || {
+            let _turn = turn;
+            let mut qmp = Qmp::connect(&directory, QMP_SOCKET)
+                .map_err(VmmError::io("connect to the VM process"))?;
+            work(&mut qmp, &directory)
+        });
+        telling.await.map_err(panicked)?
+    }
+}
+
 /// Calls off what it was given to, when it is dropped.
 struct Cancelled(Arc<AtomicBool>);
 
@@ -158,30 +175,30 @@ impl Vm for QemuVm {
     }
 
     async fn resize_volume(&self, index: u8, bytes: u64) -> Result<(), VmmError> {
-        let (directory, turn) = (self.directory.clone(), self.orders.turn().await);
-        let resizing = spawn_blocking(move || {
-            let _turn = turn;
-            let mut qmp = Qmp::connect(&directory, QMP_SOCKET)
-                .map_err(VmmError::io("connect to the VM process"))?;
-            volumes::resize(&mut qmp, index, bytes)
-        });
-        resizing.await.map_err(panicked)?
+        self.tell(move |qmp, _| volumes::resize(qmp, index, bytes)).await
     }
 
-    async fn begin_snapshot(&self, _: u8, _: PointInTime) -> Result<VolumeExport, VmmError> {
-        todo!()
+    async fn begin_snapshot(
+        &self,
+        index: u8,
+        point: PointInTime,
+    ) -> Result<VolumeExport, VmmError> {
+        self.tell(move |qmp, directory| volumes::begin_snapshot(qmp, directory, index, &point))
+            .await
     }
 
-    async fn end_snapshot(&self, _: u8, _: bool) -> Result<(), VmmError> {
-        todo!()
+    async fn end_snapshot(&self, index: u8, is_taken: bool) -> Result<(), VmmError> {
+        self.tell(move |qmp, directory| volumes::end_snapshot(qmp, directory, index, is_taken))
+            .await
     }
 
-    async fn clone_volume(&self, _: u8, _: OwnedFd) -> Result<(), VmmError> {
-        todo!()
+    async fn clone_volume(&self, index: u8, to: OwnedFd) -> Result<(), VmmError> {
+        let process = self.process.clone();
+        self.tell(move |qmp, directory| volumes::clone(qmp, &process, directory, index, &to)).await
     }
 
-    async fn hydrate(&self, _: u8) -> Result<Hydration, VmmError> {
-        todo!()
+    async fn hydrate(&self, index: u8) -> Result<Hydration, VmmError> {
+        self.tell(move |qmp, _| volumes::hydrate(qmp, index)).await
     }
 
     fn pause(&self) -> watch::Receiver<Option<Pause>> {

@@ -7,6 +7,9 @@
 //! add-fd ▸ secret ▸ qcow2 node ▸ the slot's node is reopened over it
 //!        ▸ [restored] the guest is told of the size
 //! ```
+//! A volume that is being restored has a backing (`volumes/hydrate.rs`), one of which a snapshot is
+//! taken a filter (`volumes/point.rs`).
+//!
 //!
 //! The secret stays as long as the process: when a VM goes on whose devices were saved, QEMU opens
 //! its qcow2 layers again, and looks it up again.
@@ -19,14 +22,29 @@ use std::{
 
 use serde_json::{Value, json};
 
+use self::layout::{Names, Part};
+pub(super) use self::{
+    clone::clone,
+    hydrate::hydrate,
+    layout::Nodes,
+    point::{begin as begin_snapshot, end as end_snapshot},
+};
 use super::{
     disks::{cache, over, sets},
     qmp::Qmp,
 };
-use crate::{DiskRole, Passphrase, VmmError, VolumeDisk};
+use crate::{Passphrase, VmmError, VolumeDisk, process::Process, volume};
+
+mod clone;
+mod hydrate;
+mod layout;
+mod point;
 
 /// Where a qcow2 says its size (docs/interop/qcow2.txt of QEMU), big endian.
 const SIZE_AT: u64 = 24;
+/// Where it says what a reader has to know of it, and that its L2 entries are extended.
+const FEATURES_AT: u64 = 72;
+const EXTENDED_L2: u64 = 1 << 4;
 
 /// What the guest knows of a volume's device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,10 +56,15 @@ pub(super) enum Guest {
 }
 
 /// Puts volumes behind their devices.
-pub(super) fn attach(qmp: &mut Qmp, volumes: &[VolumeDisk], guest: Guest) -> Result<(), VmmError> {
+pub(super) fn attach(
+    qmp: &mut Qmp,
+    process: &Process,
+    volumes: &[VolumeDisk],
+    guest: Guest,
+) -> Result<(), VmmError> {
     for volume in volumes {
         let name = volume.role().name();
-        attach_one(qmp, volume, guest).map_err(|error| match error.kind() {
+        attach_one(qmp, process, volume, guest).map_err(|error| match error.kind() {
             // QEMU refuses it.
             io::ErrorKind::InvalidInput => {
                 VmmError::InvalidDisk { name, reason: error.to_string() }
@@ -52,23 +75,38 @@ pub(super) fn attach(qmp: &mut Qmp, volumes: &[VolumeDisk], guest: Guest) -> Res
     Ok(())
 }
 
-fn attach_one(qmp: &mut Qmp, volume: &VolumeDisk, guest: Guest) -> io::Result<()> {
-    let size = virtual_size(volume)?;
+fn attach_one(
+    qmp: &mut Qmp,
+    process: &Process,
+    volume: &VolumeDisk,
+    guest: Guest,
+) -> io::Result<()> {
+    let size = number(volume, SIZE_AT)?;
+    let invalid = |text: String| Err(io::Error::new(io::ErrorKind::InvalidInput, text));
     if size > volume.size {
-        let text = format!("its file has {size} bytes, more than the {} it should", volume.size);
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+        return invalid(format!(
+            "its file has {size} bytes, more than the {} it should",
+            volume.size
+        ));
     }
-    let (role, slot) = (volume.role(), volume.role().name());
-    let (node, secret) = (format!("machine-{slot}"), format!("key-{slot}"));
-    qmp.add_descriptor(own_set(role), volume.file.as_fd())?;
+    if volume.backing.is_some() && number(volume, FEATURES_AT)? & EXTENDED_L2 != 0 {
+        // QEMU 7.2 aborts where it copies into a cluster that the guest has written to in part.
+        return invalid("a qcow2 with extended L2 entries can't be restored in use".to_owned());
+    }
+    let (role, names) = (volume.role(), Names::of(volume.index));
+    let (node, secret) = (names.part(Part::Machine), names.part(Part::Key));
+    qmp.add_descriptor(own_set(&names), volume.file.as_fd())?;
     if let Some(passphrase) = &volume.passphrase {
         add_secret(qmp, &secret, passphrase)?;
     }
-    qmp.execute("blockdev-add", chain(volume, &node, &secret))?;
+    let backing = volume.backing.as_ref();
+    let backing =
+        backing.map(|backing| hydrate::open(qmp, process, &names, backing)).transpose()?;
+    qmp.execute("blockdev-add", chain(volume, &names, backing))?;
     qmp.execute("blockdev-reopen", json!({ "options": [over(role, json!(node))] }))?;
     if guest == Guest::IsTold || size < volume.size {
         // Where it has that size already this makes QEMU tell the guest.
-        qmp.execute("block_resize", json!({ "node-name": slot, "size": volume.size }))?;
+        qmp.execute("block_resize", json!({ "node-name": names.slot, "size": volume.size }))?;
     }
     Ok(())
 }
@@ -78,17 +116,18 @@ fn add_secret(qmp: &mut Qmp, id: &str, passphrase: &Passphrase) -> io::Result<()
     qmp.execute("object-add", secret).map(drop)
 }
 
-/// The size that the file says; one that was grown while nobody told its VM is smaller than it
-/// should be.
-fn virtual_size(volume: &VolumeDisk) -> io::Result<u64> {
+/// A number that the file says. The size of one that was grown while nobody told its VM is smaller
+/// than it should be.
+fn number(volume: &VolumeDisk, at: u64) -> io::Result<u64> {
     let file = File::from(volume.file.try_clone()?);
-    let mut size = [0; 8];
-    file.read_exact_at(&mut size, SIZE_AT)?;
-    Ok(u64::from_be_bytes(size))
+    let mut number = [0; 8];
+    file.read_exact_at(&mut number, at)?;
+    Ok(u64::from_be_bytes(number))
 }
 
-fn own_set(role: DiskRole) -> u32 {
-    let [_, own] = sets(role);
+/// The set of descriptors of a volume's file.
+fn own_set(names: &Names) -> u32 {
+    let [_, own] = sets(names.role());
     own
 }
 
@@ -97,41 +136,43 @@ fn own_set(role: DiskRole) -> u32 {
 ///
 /// Zeroes are written as they are (`detect-zeroes`): a program that fills a file with them before
 /// it uses it wants the space to be there later.
-fn chain(volume: &VolumeDisk, node: &str, secret: &str) -> Value {
+fn chain(volume: &VolumeDisk, names: &Names, backing: Option<String>) -> Value {
     let role = volume.role();
+    let own = own_set(names);
     let mut chain = json!({
-        "driver": "qcow2", "node-name": node, "backing": null, "cache": cache(role),
-        "discard": "unmap", "detect-zeroes": "off",
+        "driver": "qcow2", "node-name": names.part(Part::Machine), "backing": backing,
+        "cache": cache(role), "discard": "unmap", "detect-zeroes": "off",
         "file": {
-            "driver": "file", "filename": format!("/dev/fdset/{}", own_set(role)),
-            "locking": "on", "cache": cache(role), "discard": "unmap",
+            "driver": "file", "filename": format!("/dev/fdset/{own}"), "locking": "on",
+            "cache": cache(role), "discard": "unmap",
         },
     });
     if volume.passphrase.is_some() {
-        chain["encrypt"] = json!({ "format": "luks", "key-secret": secret });
+        chain["encrypt"] = json!({ "format": "luks", "key-secret": names.part(Part::Key) });
     }
     chain
 }
 
 /// Has the file of a volume grow to so many bytes, and the guest told.
+///
+/// Not while a snapshot of it is open, since QEMU 7.2 aborts when a bitmap that is exported grows;
+/// nor while it is copied from its backing, which QEMU refuses.
 pub(super) fn resize(qmp: &mut Qmp, index: u8, bytes: u64) -> Result<(), VmmError> {
-    let slot = DiskRole::Volume(index).name();
-    let failed = |error| VmmError::io(format!("resize {slot}"))(error);
-    let refused = |reason: String| VmmError::InvalidDisk { name: slot.clone(), reason };
-    let nodes = qmp.execute("query-named-block-nodes", json!({ "flat": true })).map_err(failed)?;
-    let mut nodes = nodes.as_array().into_iter().flatten();
-    let node = nodes.find(|node| node["node-name"] == json!(slot));
-    let size = node.and_then(|node| node.pointer("/image/virtual-size")?.as_u64());
-    match size {
-        None | Some(0) => Err(refused("the VM has no such volume".to_owned())),
-        Some(size) if size > bytes => {
-            Err(refused(format!("it has {size} bytes, and is not made smaller")))
-        }
-        Some(_) => {
-            let options = json!({ "node-name": slot, "size": bytes });
-            qmp.execute("block_resize", options).map(drop).map_err(failed)
-        }
+    let names = Names::of(index);
+    let failed = || names.failed("resize");
+    let nodes = Nodes::query(qmp).map_err(failed())?;
+    let size = nodes.size(&names)?;
+    if size > bytes {
+        return Err(names.refused(format!("it has {size} bytes, and is not made smaller")));
     }
+    if nodes.is_snapshot_open(&names) {
+        return Err(names.refused(volume::SNAPSHOT_OPEN));
+    }
+    if nodes.has(&names, Part::Stream) {
+        return Err(names.refused(volume::RESTORING));
+    }
+    let options = json!({ "node-name": names.slot, "size": bytes });
+    qmp.execute("block_resize", options).map(drop).map_err(failed())
 }
 
 #[cfg(test)]
@@ -149,19 +190,20 @@ mod tests {
 
     #[test]
     fn a_size_is_read_where_qcow2_has_it() {
-        assert_eq!(virtual_size(&volume(5 << 30, None)).unwrap(), 5 << 30);
+        assert_eq!(number(&volume(5 << 30, None), SIZE_AT).unwrap(), 5 << 30);
     }
 
     #[test]
     fn flushes_are_real_no_file_is_named_and_a_secret_only_by_its_id() {
         let passphrase = Passphrase::new("secret words".to_owned());
-        let encrypted = chain(&volume(1, Some(passphrase)), "machine-volume1", "key-volume1");
-        let plain = chain(&volume(1, None), "machine-volume1", "key-volume1");
+        let names = Names::of(1);
+        let encrypted = chain(&volume(1, Some(passphrase)), &names, None);
+        let plain = chain(&volume(1, None), &names, None);
         for chain in [&encrypted, &plain] {
             let text = chain.to_string();
             assert!(text.contains("\"no-flush\":false") && !text.contains("\"no-flush\":true"));
             assert_eq!(chain["backing"], Value::Null);
-            let set = own_set(DiskRole::Volume(1));
+            let set = own_set(&names);
             assert_eq!(chain["file"]["filename"], json!(format!("/dev/fdset/{set}")));
             assert!(!text.contains("secret words"));
         }

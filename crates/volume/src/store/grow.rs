@@ -41,6 +41,7 @@ impl VolumeStore {
 
 impl Inner {
     async fn grow(self: Arc<Self>, id: VolumeId, size: SizeGib) -> Result<Growth, VolumeError> {
+        self.settled(&id).await;
         let inner = Arc::clone(&self);
         let recorded = blocking("grow the volume", move || inner.record_growth(&id, size)).await?;
         let Recorded { previous, record, closed } = recorded;

@@ -22,7 +22,7 @@ impl Inner {
         let reserved: u64 = state.reserved.values().map(|size| u64::from(size.get())).sum();
         let damaged: u64 = state.problems.values().map(|(_, gib)| gib).sum();
         let deleted = sizes(true);
-        let declared = sizes(false) + deleted + reserved + damaged;
+        let declared = sizes(false) + deleted + reserved + damaged + state.fleecing;
         Space { limit: self.config.limit, declared, deleted }
     }
 

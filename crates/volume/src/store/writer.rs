@@ -7,7 +7,9 @@ use std::{
     sync::Arc,
 };
 
-use super::{VolumeStore, blocking};
+use tokio::task::{JoinHandle, spawn_blocking};
+
+use super::VolumeStore;
 use crate::{Volume, VolumeError, VolumeId, VolumeKey, lock::FileLock};
 
 /// A volume that is open for its one writer.
@@ -27,36 +29,75 @@ pub struct Writer {
 impl VolumeStore {
     /// Opens a volume that nobody uses. `holder` says who wants it, for those who are refused
     /// meanwhile. Finishes a growth that was interrupted, and raises the generation; otherwise it
-    /// runs no program and takes one durable write.
+    /// runs no program and takes one durable write. Waits for an [`Export`](crate::Export) and for
+    /// [`Self::hydrate`] that were dropped and are just ending. A volume that is
+    /// [restoring](Volume::restoring) must be given its backing.
     ///
     /// # Errors
     /// When it is in use, which names the holder, or deleted, or its key can't be had.
     pub async fn open_writer(&self, id: &VolumeId, holder: &str) -> Result<Writer, VolumeError> {
+        let (mut writer, recorded) = self.begin_writer(id, holder).await?;
+        match recorded.done().await {
+            Ok((volume, previous_generation)) => {
+                (writer.volume, writer.previous_generation) = (volume, previous_generation);
+                Ok(writer)
+            }
+            Err(error) => {
+                writer.release();
+                Err(error)
+            }
+        }
+    }
+
+    /// As [`Self::open_writer`], which waits until it is recorded that the volume is open. Nothing
+    /// may be written to it before that.
+    ///
+    /// # Errors
+    /// See [`Self::open_writer`].
+    pub async fn begin_writer(
+        &self,
+        id: &VolumeId,
+        holder: &str,
+    ) -> Result<(Writer, Recorded), VolumeError> {
         let inner = Arc::clone(&self.inner);
-        let (mut busy, record) = inner.take(id, holder)?;
+        inner.settled(id).await;
+        let (mut busy, mut record) = inner.take(id, holder)?;
         let key = inner.key(&record)?;
         inner.grow_file(&record, key.as_ref()).await?;
-        let holder = holder.to_owned();
-        blocking("open the volume", move || {
-            let previous_generation = record.generation;
+        let file = busy.lock.take().and_then(FileLock::into_file);
+        let file = file.ok_or_else(|| VolumeError::NotFound(id.clone()))?;
+        let (previous_generation, holder) = (record.generation, holder.to_owned());
+        record.generation += 1;
+        record.last_writer = Some(holder.clone());
+        let volume = record.volume();
+        let path = inner.disk(&volume);
+        let recorded = spawn_blocking(move || {
             let mut state = inner.state.lock();
             let changed = inner.change(&mut state, &record.id, |record| {
                 record.generation += 1;
                 record.last_writer = Some(holder);
             });
-            // Its holder is now in the record, where a later server finds it too.
-            let file = match &changed {
-                Ok(_) => busy.lock.take().and_then(|lock| lock.into_file()),
-                Err(_) => None,
-            };
             drop(state);
+            // Its holder is now in the record, where a later server finds it too.
             drop(busy);
-            let volume = changed?.volume();
-            let path = inner.disk(&volume);
-            let file = file.ok_or_else(|| VolumeError::NotFound(volume.id.clone()))?;
-            Ok(Writer { file, path, volume, previous_generation, key })
-        })
-        .await
+            changed.map(|record| (record.volume(), record.generation - 1))
+        });
+        Ok((Writer { file, path, volume, previous_generation, key }, Recorded(recorded)))
+    }
+}
+
+/// The record of a volume that is being opened, on its way to the disk; goes on when dropped.
+#[derive(Debug)]
+pub struct Recorded(JoinHandle<Result<(Volume, u64), VolumeError>>);
+
+impl Recorded {
+    /// Waits until it is durable. Gives the volume as it is recorded, and the generation before.
+    ///
+    /// # Errors
+    /// When it can't be written; the writer is to be dropped then.
+    pub async fn done(self) -> Result<(Volume, u64), VolumeError> {
+        let interrupted = |_| VolumeError::Interrupted("open the volume".to_owned());
+        self.0.await.map_err(interrupted)?
     }
 }
 

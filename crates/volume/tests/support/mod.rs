@@ -6,14 +6,25 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::{Command, Output},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
+use async_trait::async_trait;
+use caddis_snapshot::{
+    SnapshotError,
+    nbd::{Contents, serve},
+};
 use caddis_volume::{
     Filesystem, InstallationKey, NewCopy, NewVolume, SizeGib, StoreConfig, Volume, VolumeError,
     VolumeId, VolumeKey, VolumeStore, Writer,
 };
 use jiff::Timestamp;
 use tempfile::TempDir;
+use tokio::sync::Notify;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 pub fn id(text: &str) -> VolumeId {
     text.parse().unwrap()
@@ -87,6 +98,14 @@ impl Host {
     /// A plain one without a file system, which is quick to make.
     pub async fn raw(&self, name: &str, size: u32) -> VolumeId {
         self.create(name, size, Filesystem::Raw, false).await.unwrap().id
+    }
+
+    /// One without contents, for a backing.
+    pub async fn restoring(&self, name: &str, size: u32, encrypted: bool) -> VolumeId {
+        let (id, size, created_at) = (id(name), gib(size), at(0));
+        let filesystem = Filesystem::Raw;
+        let new = NewVolume { id, size, filesystem, encrypted, created_at };
+        self.store.create_for_restore(new).await.unwrap().id
     }
 
     pub fn place(&self, name: &str) -> PathBuf {
@@ -189,6 +208,118 @@ impl Node {
         let mut command = Command::new("qemu-img");
         command.arg("convert").args(self.object()).args(["-O", "raw", &self.json]).arg(path);
         expect_success(&command.output().unwrap());
+    }
+}
+
+/// What a volume is restored from: pieces of data on a disk of zeroes, served in this process.
+pub struct Backing {
+    pub directory: TempDir,
+    pub served: Arc<Served>,
+    _ending: DropGuard,
+}
+
+pub struct Served {
+    size: u64,
+    /// Offset, length, and the byte it is full of; in order.
+    pieces: Vec<(u64, u64, u8)>,
+    /// From here on the store is away; at the next, it is damaged.
+    pub away_from: AtomicU64,
+    pub damaged_from: AtomicU64,
+    /// Somebody wanted what is away.
+    pub wanted: Notify,
+    pub read: AtomicU64,
+}
+
+struct Pieces(Arc<Served>);
+
+#[async_trait]
+impl Contents for Pieces {
+    fn size(&self) -> u64 {
+        self.0.size
+    }
+
+    async fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), SnapshotError> {
+        let end = offset + buffer.len() as u64;
+        if end > self.0.away_from.load(Ordering::SeqCst) {
+            self.0.wanted.notify_one();
+            return Err(SnapshotError::Store("it is away".to_owned()));
+        }
+        if end > self.0.damaged_from.load(Ordering::SeqCst) {
+            return Err(SnapshotError::Source(std::io::Error::other("damaged")));
+        }
+        self.0.read.fetch_add(buffer.len() as u64, Ordering::SeqCst);
+        for (byte, at) in buffer.iter_mut().zip(offset..) {
+            let piece = self
+                .0
+                .pieces
+                .iter()
+                .find(|(start, length, _)| (*start..start + length).contains(&at));
+            *byte = piece.map_or(0, |piece| piece.2);
+        }
+        Ok(())
+    }
+
+    async fn zeroes(&self, offset: u64, length: u64) -> Result<(bool, u64), SnapshotError> {
+        for (start, count, _) in &self.0.pieces {
+            if offset < *start {
+                return Ok((true, length.min(start - offset)));
+            }
+            if offset < start + count {
+                return Ok((false, length.min(start + count - offset)));
+            }
+        }
+        Ok((true, length))
+    }
+}
+
+impl Backing {
+    pub fn new(pieces: Vec<(u64, u64, u8)>, size: u64) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let [away_from, damaged_from] = [u64::MAX; 2].map(AtomicU64::new);
+        let (wanted, read) = (Notify::new(), AtomicU64::new(0));
+        let served = Served { size, pieces, away_from, damaged_from, wanted, read };
+        let (served, ending) = (Arc::new(served), CancellationToken::new());
+        let listener = tokio::net::UnixListener::bind(directory.path().join("nbd")).unwrap();
+        tokio::spawn(serve(listener, Pieces(served.clone()), |_| (), ending.clone()));
+        Self { directory, served, _ending: ending.drop_guard() }
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.directory.path().join("nbd")
+    }
+}
+
+/// Runs `body` on a small file system of its own, in a mount namespace of its own, below which
+/// `mount` mounts it. Needs root.
+pub fn on_a_file_system<F: Future<Output = ()>>(
+    mount: impl FnOnce(&Path) -> bool + Send,
+    body: impl FnOnce(Host) -> F + Send,
+) {
+    use nix::mount::MsFlags;
+    let directory = tempfile::tempdir().unwrap();
+    let run = || {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).expect("this test needs root");
+        let (none, private) = (None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE);
+        nix::mount::mount(none, "/", none, private, none).unwrap();
+        let path = directory.path();
+        if !mount(path) {
+            return;
+        }
+        let config = StoreConfig::new(path.join("volumes"), key());
+        let store = VolumeStore::open(config.clone()).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        runtime.block_on(body(Host { directory, config, store }));
+    };
+    std::thread::scope(|scope| scope.spawn(run).join()).unwrap();
+}
+
+/// Of memory, with room for so many bytes.
+pub fn tmpfs(size: u64) -> impl FnOnce(&Path) -> bool {
+    move |path| {
+        let (options, none) = (format!("size={size}"), nix::mount::MsFlags::empty());
+        nix::mount::mount(Some("tmpfs"), path, Some("tmpfs"), none, Some(&*options)).unwrap();
+        true
     }
 }
 

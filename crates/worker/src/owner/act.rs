@@ -133,6 +133,13 @@ impl Owner {
                                 restart it first";
                     return Err(ApiError::precondition(text));
                 }
+                if let Some(volume) = self.restoring() {
+                    let text = format!(
+                        "unable to suspend machine: volume {volume} is being restored; try again \
+                         when it is created"
+                    );
+                    return Err(ApiError::precondition(text));
+                }
                 self.check_answers()?;
                 self.request(Request::Suspend, None).await?;
             }

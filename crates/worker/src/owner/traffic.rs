@@ -3,7 +3,9 @@
 
 use std::time::Duration;
 
-use caddis_api::{ApiError, ErrorCode, MachineState, UnixMillis, hold::MAX_TTL_SECONDS, time};
+use caddis_api::{
+    ApiError, ErrorCode, MachineState, UnixMillis, VolumeId, hold::MAX_TTL_SECONDS, time,
+};
 use caddis_bus::message::{SleepMode, WhyAwake, WhyNotWoken, WorkerReply, WorkerResult};
 use tokio::{sync::oneshot, time::Instant};
 
@@ -199,6 +201,13 @@ impl Owner {
         spec::check_suspendable(&self.config).is_ok()
             && self.shared.vmm.capabilities().snapshot
             && self.live.as_ref().is_some_and(|live| live.vm.can_save())
+            && self.restoring().is_none()
+    }
+
+    /// A volume of the machine that is still being restored: memory can't be saved, since the VM
+    /// that goes on with it would have to read the rest from elsewhere.
+    pub(super) fn restoring(&self) -> Option<VolumeId> {
+        self.shared.volumes.restoring_of(&self.row.id)
     }
 
     /// Keeps the machine awake for so long, in place of what kept it awake before.

@@ -5,9 +5,12 @@ use std::{os::fd::OwnedFd, path::PathBuf, sync::Arc};
 
 use caddis_api::{ApiError, MachineConfig};
 use caddis_image::RootDisk;
-use caddis_vmm::{LaunchSpec, Seat, StartKind, Vm, VmmError, VolumeDisk};
+use caddis_vmm::{IoLimits, LaunchSpec, Seat, StartKind, Vm, VmmError};
 
-use super::{Context, Done, Failure, blocking, root, volumes};
+use super::{
+    Context, Done, Failure, blocking, root,
+    volumes::{self, Opened},
+};
 use crate::{
     live::RunningVm,
     operations::{OperationKind, Resume},
@@ -21,9 +24,13 @@ pub(super) async fn launch(context: Context) -> Result<Done, Failure> {
     let disk = root::root_disk(&context).await?;
     let (shared, row, config) = (&context.shared, &context.row, &context.config);
     let mut volumes = volumes::open(&context).await?;
+    let recorded = if is_resume(row) { volumes.recorded().await } else { Ok(()) };
     let changed = volumes.changed_since(&row.saved_volumes).filter(|_| is_resume(row));
-    let disks = std::mem::take(&mut volumes.disks);
-    let vm = match launch_with(&context, &disk, disks, changed.is_some()).await {
+    let launched = match recorded {
+        Ok(()) => launch_with(&context, &disk, &mut volumes, changed.is_some()).await,
+        Err(failure) => Err(failure),
+    };
+    let vm = match launched {
         Ok(vm) => vm,
         Err(failure) => {
             volumes.give_back(&context).await;
@@ -94,7 +101,7 @@ fn failure(error: VmmError) -> Failure {
 async fn launch_with(
     context: &Context,
     base: &RootDisk,
-    volumes: Vec<VolumeDisk>,
+    volumes: &mut Opened,
     volumes_changed: bool,
 ) -> Result<Arc<dyn Vm>, Failure> {
     let saved = saved_in(context, base, volumes_changed).await?;
@@ -106,7 +113,8 @@ async fn launch_with(
         memory_mib: config.memory_mib(),
         cpu_weight: cpu_weight(config),
         disks: vec![root::own_disk(context, base)],
-        volumes,
+        volumes: std::mem::take(&mut volumes.disks),
+        volume_limits: shared.config.volume_throttle.then(|| volume_limits(config)),
         mac: row.addresses.mac.clone(),
         kernel_args: config.kernel_args(),
         not_warm: false,
@@ -126,9 +134,10 @@ async fn launch_with(
     // Held until the network is detached, should it come to that: its tap must not be another's by
     // then.
     let slot = seat.slot().clone();
-    let launched = match connected {
-        Ok(tap) => seat.launch(tap).await.map_err(failure),
-        Err(e) => Err(e.into()),
+    let launched = match (connected, volumes.recorded().await) {
+        (Ok(tap), Ok(())) => seat.launch(tap).await.map_err(failure),
+        (Err(e), _) => Err(e.into()),
+        (_, Err(failure)) => Err(failure),
     };
     if launched.is_err() {
         detach(context, &slot.tap_name()).await;
@@ -155,9 +164,49 @@ async fn connect(context: &Context, seat: &dyn Seat) -> Result<Option<OwnedFd>, 
     network.attach(&tap, &context.row.addresses).await
 }
 
+/// What a machine of this size may read and write of its volumes, as Fly Machines have it for
+/// their sizes; what is between two of them counts as the larger one.
+fn volume_limits(config: &MachineConfig) -> IoLimits {
+    let (iops, mib) = match (config.has_dedicated_cpus(), config.cpus()) {
+        (false, ..=2) => (4_000, 16),
+        (false, _) => (8_000, 32),
+        (true, ..=1) => (12_000, 48),
+        (true, ..=4) => (16_000, 64),
+        (true, _) => (32_000, 128),
+    };
+    IoLimits { iops, bytes_per_second: mib << 20 }
+}
+
 /// Weight of a VM against the others: dedicated processors count double, and more processors count
 /// more.
 fn cpu_weight(config: &MachineConfig) -> u32 {
     let each = if config.has_dedicated_cpus() { 200 } else { 100 };
     config.cpus().saturating_mul(each).min(10_000)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn larger_guests_may_read_and_write_more_of_their_volumes() {
+        let limits = |kind: &str, cpus: u32| {
+            let guest = serde_json::json!({ "guest": { "cpu_kind": kind, "cpus": cpus } });
+            let limits = volume_limits(&serde_json::from_value(guest).unwrap());
+            (limits.iops, limits.bytes_per_second >> 20)
+        };
+        for (kind, cpus, expected) in [
+            ("shared", 1, (4_000, 16)),
+            ("shared", 2, (4_000, 16)),
+            ("shared", 4, (8_000, 32)),
+            ("shared", 8, (8_000, 32)),
+            ("performance", 1, (12_000, 48)),
+            ("performance", 2, (16_000, 64)),
+            ("performance", 4, (16_000, 64)),
+            ("performance", 8, (32_000, 128)),
+            ("performance", 16, (32_000, 128)),
+        ] {
+            assert_eq!(limits(kind, cpus), expected, "{kind}-cpu-{cpus}x");
+        }
+    }
 }

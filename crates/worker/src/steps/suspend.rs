@@ -38,6 +38,7 @@ pub(super) async fn save(context: Context) -> Result<Done, Failure> {
         );
         return Err(Failure::last(text));
     }
+    let _wanted = volumes::wanted(&context).await;
     live.guest.send_modify(|guest| guest.halted = true);
     let volumes = volumes::saved(&context);
     live.vm.save(files.directory()).await.map_err(Failure::last)?;

@@ -8,11 +8,11 @@ use caddis_api::{
     volume::{Filesystem, VolumeState},
 };
 use caddis_guest_protocol::spec::{MountSpec, VolumeFilesystem};
-use caddis_vmm::{Passphrase, VolumeDisk};
-use caddis_volume::{Volume, VolumeError, Writer};
+use caddis_vmm::{Backing, Passphrase, VolumeDisk};
+use caddis_volume::{Recorded, Volume, VolumeError, Writer};
 
 use super::{Context, Failure, RunningVmHandle, blocking, launch::is_resume};
-use crate::volumes::{SavedVolume, extension_seen, once_free, volume_error};
+use crate::volumes::{SavedVolume, Wanted, backing, extension_seen, once_free, volume_error};
 
 /// How long a start waits for volumes that are being made. An encrypted one takes seconds, a copy
 /// as long as its source is large.
@@ -27,6 +27,8 @@ pub(super) struct Opened {
     pub disks: Vec<VolumeDisk>,
     /// Each as it was opened, with the generation before.
     opened: Vec<(Volume, u64)>,
+    /// What is still to be durable of that.
+    recorded: Vec<Recorded>,
 }
 
 fn mounts(context: &Context) -> impl Iterator<Item = (u8, &Mount, Result<VolumeId, Failure>)> {
@@ -74,7 +76,8 @@ fn check(context: &Context, id: &VolumeId) -> Result<(), Failure> {
     }
 }
 
-/// Opens all of them for the machine's VM.
+/// Opens all of them for the machine's VM, which may not write to them before that is
+/// [recorded](Opened::recorded).
 pub(super) async fn open(context: &Context) -> Result<Opened, Failure> {
     let mut all = Opened::default();
     for (index, _, id) in mounts(context) {
@@ -83,10 +86,11 @@ pub(super) async fn open(context: &Context) -> Result<Opened, Failure> {
             Err(failure) => Err(failure),
         };
         match opened {
-            Ok(writer) => {
+            Ok((writer, recorded, backing)) => {
                 let volume = writer.volume().clone();
                 all.opened.push((volume, writer.previous_generation()));
-                all.disks.push(disk(index, writer));
+                all.recorded.push(recorded);
+                all.disks.push(disk(index, writer, backing));
             }
             Err(failure) => {
                 all.give_back(context).await;
@@ -97,33 +101,57 @@ pub(super) async fn open(context: &Context) -> Result<Opened, Failure> {
     Ok(all)
 }
 
-async fn open_one(context: &Context, id: &VolumeId) -> Result<Writer, Failure> {
+async fn open_one(
+    context: &Context,
+    id: &VolumeId,
+) -> Result<(Writer, Recorded, Option<Backing>), Failure> {
     check(context, id)?;
+    let volumes = &context.shared.volumes;
+    // Whoever reads it for a snapshot, or copies to it, ends that, and begins nothing until the VM
+    // has it.
+    let _wanted = volumes.background.want(id).await;
+    let backing = backing(&context.shared, id).await.map_err(Failure::retry)?;
     let holder = format!("machine {}", context.row.id);
-    let files = &context.shared.volumes.files;
-    match once_free(&context.shared.clock, || files.open_writer(id, &holder)).await {
-        Ok(writer) => {
+    let files = &volumes.files;
+    match once_free(&context.shared.clock, || files.begin_writer(id, &holder)).await {
+        Ok((writer, recorded)) => {
             extension_seen(&context.shared, id).await;
-            Ok(writer)
+            Ok((writer, recorded, backing))
         }
-        Err(
-            error @ (VolumeError::InUse { .. }
-            | VolumeError::Io { .. }
-            | VolumeError::NoSpace { .. }
-            | VolumeError::Program { .. }
-            | VolumeError::Interrupted(_)),
-        ) => Err(Failure::retry(error)),
-        Err(error) => Err(Failure::last(volume_error(error).message)),
+        Err(error) => Err(failure(error)),
     }
 }
 
-fn disk(index: u8, writer: Writer) -> VolumeDisk {
+fn failure(error: VolumeError) -> Failure {
+    match error {
+        error @ (VolumeError::InUse { .. }
+        | VolumeError::Io { .. }
+        | VolumeError::NoSpace { .. }
+        | VolumeError::Program { .. }
+        | VolumeError::Interrupted(_)) => Failure::retry(error),
+        error => Failure::last(volume_error(error).message),
+    }
+}
+
+fn disk(index: u8, writer: Writer, backing: Option<Backing>) -> VolumeDisk {
     let passphrase = writer.key().map(|key| Passphrase::new(key.passphrase().to_string()));
     let size = writer.volume().size.bytes();
-    VolumeDisk { index, file: Arc::new(writer.into_descriptor()), passphrase, size, backing: None }
+    VolumeDisk { index, file: Arc::new(writer.into_descriptor()), passphrase, size, backing }
 }
 
 impl Opened {
+    /// Waits until it is durable that they are open.
+    pub(super) async fn recorded(&mut self) -> Result<(), Failure> {
+        let mut outcome = Ok(());
+        for (opened, recorded) in self.opened.iter_mut().zip(self.recorded.drain(..)) {
+            match recorded.done().await {
+                Ok(recorded) => *opened = recorded,
+                Err(error) => outcome = Err(failure(error)),
+            }
+        }
+        outcome
+    }
+
     /// Why the memory of the machine can't be resumed with its volumes, if it can't: what it knows
     /// of their file systems is not so any more.
     pub(super) fn changed_since(&self, saved: &[SavedVolume]) -> Option<String> {
@@ -145,7 +173,9 @@ impl Opened {
     }
 
     /// No VM has run with them: what is saved of the machine still fits to them.
-    pub(super) async fn give_back(self, context: &Context) {
+    pub(super) async fn give_back(mut self, context: &Context) {
+        // What could not be recorded need not be taken back.
+        let _ = self.recorded().await;
         let directory = context.files();
         if !is_resume(&context.row) || !context.shared.vmm.is_saved(directory.directory()) {
             return;
@@ -200,6 +230,18 @@ pub(super) async fn catch_up(context: &Context, live: &RunningVmHandle) -> Resul
         }
     }
     Ok(())
+}
+
+/// Ends the snapshots that are being taken of the machine's volumes; none begins until what this
+/// returns is dropped.
+pub(super) async fn wanted(context: &Context) -> Vec<Wanted> {
+    let background = &context.shared.volumes.background;
+    let ids = mounts(context).filter_map(|(_, _, id)| id.ok());
+    let mut wanted = Vec::new();
+    for id in ids {
+        wanted.push(background.want(&id).await);
+    }
+    wanted
 }
 
 /// The volumes of a machine that is about to be saved. What is changed of them from here on can't

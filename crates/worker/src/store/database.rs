@@ -34,6 +34,7 @@ const MIGRATIONS: &[&str] = &[
     "CREATE TABLE requests (id TEXT PRIMARY KEY, accepted_at INTEGER NOT NULL) STRICT, WITHOUT \
      ROWID;",
     "CREATE TABLE volumes (id TEXT PRIMARY KEY, record TEXT NOT NULL) STRICT, WITHOUT ROWID;",
+    "CREATE TABLE snapshots (id TEXT PRIMARY KEY, record TEXT NOT NULL) STRICT, WITHOUT ROWID;",
 ];
 
 /// What is to be done with the database.

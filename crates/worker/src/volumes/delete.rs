@@ -11,7 +11,9 @@ use super::{
     in_use::once_free,
     record::kept_until,
     requests::{record, try_record},
+    restore,
     row::VolumeRow,
+    snapshots::abandon,
     volume_error,
 };
 use crate::{
@@ -32,6 +34,10 @@ pub(super) async fn delete(
     id: &VolumeId,
     request: RequestId,
 ) -> Result<(), ApiError> {
+    // Nothing is broken off for what is refused.
+    drop(Going::begin(&shared.volumes, id)?);
+    // What is broken off may wait for its turn before it ends.
+    let _wanted = shared.volumes.background.want(id).await;
     let _turn = shared.volumes.turn(id).await;
     let mut row = shared.volumes.row(id).ok_or_else(|| not_found(id))?;
     match row.state {
@@ -40,7 +46,7 @@ pub(super) async fn delete(
         _ => {}
     }
     let _going = Going::begin(&shared.volumes, id)?;
-    if row.state == VolumeState::Creating {
+    if matches!(row.state, VolumeState::Creating | VolumeState::Restoring) {
         shared.volumes.stop_making(id).await;
         shared.fulfil(id);
         // At its very end nothing stops it, nor tells of that end.
@@ -48,6 +54,7 @@ pub(super) async fn delete(
             tokio::time::sleep(MAKING_INTERVAL).await;
         }
     }
+    shared.volumes.restores.stop(id).await;
     let now = shared.clock.unix_now();
     let deleting = || {
         let (files, volume) = (shared.volumes.files.clone(), id.clone());
@@ -57,10 +64,17 @@ pub(super) async fn delete(
         Ok(_) | Err(VolumeError::Deleted(_)) => {}
         // There is nothing of it.
         Err(VolumeError::NotFound(_)) => {
+            abandon(shared, id).await;
             return gone(shared, row, request).await.map_err(unrecorded);
         }
-        Err(error) => return Err(volume_error(error)),
+        Err(error) => {
+            if row.state == VolumeState::Hydrating {
+                restore::begin(shared, id);
+            }
+            return Err(volume_error(error));
+        }
     }
+    abandon(shared, id).await;
     row.state = VolumeState::PendingDestroy;
     row.deleted_at = Some(now);
     row.failure = None;
@@ -84,9 +98,14 @@ pub(super) async fn undelete(
         Ok(_) | Err(VolumeError::NotDeleted(_)) => {}
         Err(error) => return Err(volume_error(error)),
     }
-    row.state = VolumeState::Created;
+    let volume = shared.volumes.files.get(id).map_err(volume_error)?;
+    row.is_made(&volume);
     row.deleted_at = None;
-    record(shared, row, request, Room::Reserve).await
+    record(shared, row, request, Room::Reserve).await?;
+    if volume.restoring {
+        restore::begin(shared, id);
+    }
+    Ok(())
 }
 
 /// The host's clock was set ahead by so many milliseconds, or back: deleted volumes are kept for as
@@ -118,15 +137,20 @@ pub async fn purge(shared: Arc<Shared>) {
 
 /// What was found due the last time, and by which clock: one that was wrongly set ahead, as at the
 /// boot of a host, must not have anything removed before it is set right.
-#[derive(Default)]
-struct Rounds {
+pub(super) struct Rounds<Id = VolumeId> {
     clock_offset: i64,
-    due: BTreeSet<VolumeId>,
+    due: BTreeSet<Id>,
 }
 
-impl Rounds {
+impl<Id> Default for Rounds<Id> {
+    fn default() -> Self {
+        Self { clock_offset: 0, due: BTreeSet::new() }
+    }
+}
+
+impl<Id: Clone + Ord> Rounds<Id> {
     /// What is due now and was the last time, where the clock was not set in between. Pure.
-    fn next(&mut self, clock_offset: i64, due: BTreeSet<VolumeId>) -> Vec<VolumeId> {
+    pub(super) fn next(&mut self, clock_offset: i64, due: BTreeSet<Id>) -> Vec<Id> {
         let is_steady = (clock_offset - self.clock_offset).abs() < clock::SET_MS;
         let twice = due.intersection(&self.due).filter(|_| is_steady).cloned().collect();
         *self = Self { clock_offset, due };
@@ -250,7 +274,7 @@ mod tests {
 
     #[test]
     fn only_what_is_due_twice_by_the_same_clock_is_removed() {
-        let mut rounds = Rounds::default();
+        let mut rounds = Rounds::<VolumeId>::default();
         let volumes = |ids: &[&str]| ids.iter().map(|id| id.parse().unwrap()).collect();
         let mut round = |offset, due: &[&str]| rounds.next(offset, volumes(due));
         let day = 24 * 3600 * 1000;

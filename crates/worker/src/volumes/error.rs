@@ -14,13 +14,14 @@ pub fn volume_error(error: VolumeError) -> ApiError {
         E::InUse { .. }
         | E::Deleted(_)
         | E::NotDeleted(_)
+        | E::Restoring(_)
         | E::Exists(_)
         | E::Damaged { .. }
         | E::OtherKey { .. }
         | E::KeyDamaged(_) => return ApiError::precondition(error),
         E::LimitReached { .. } => ErrorCode::InsufficientCapacity,
         E::NoSpace { .. } => ErrorCode::DiskFull,
-        E::Interrupted(_) => ErrorCode::Unavailable,
+        E::Interrupted(_) | E::Backing { .. } => ErrorCode::Unavailable,
         E::InvalidDirectory(_) | E::StoreInUse(_) | E::Program { .. } | E::Io { .. } => {
             return ApiError::internal(error);
         }

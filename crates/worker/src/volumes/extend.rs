@@ -33,6 +33,10 @@ pub(super) async fn extend(
     let turn = shared.volumes.turn(id).await;
     let mut row = shared.volumes.row(id).ok_or_else(|| not_found(id))?;
     check_created(&row)?;
+    if row.state == VolumeState::Hydrating {
+        let text = format!("volume {id} is being restored: try again when it is created");
+        return Err(ApiError::precondition(text));
+    }
     let size = SizeGib::new(size_gb).map_err(|error| volume_error(error.into()))?;
     if size.get() == row.size_gb {
         return Ok(());
@@ -103,10 +107,13 @@ pub async fn seen(shared: &Shared, id: &VolumeId) {
 
 async fn grow(shared: &Shared, id: &VolumeId) -> Result<(), VolumeError> {
     let Some(size) = shared.volumes.row(id).and_then(|row| row.extend_to) else { return Ok(()) };
+    // A snapshot that is being taken is taken anew: it is of one size.
+    let wanted = shared.volumes.background.want(id).await;
     let grown = grow_files(shared, id, SizeGib::new(size)?).await;
     if matches!(grown, Err(VolumeError::Interrupted(_))) {
         return Ok(());
     }
+    drop(wanted);
     let _turn = shared.volumes.turn(id).await;
     while let Some(mut row) =
         shared.volumes.row(id).filter(|row| row.state == VolumeState::Extending)

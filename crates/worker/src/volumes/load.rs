@@ -5,7 +5,7 @@ use std::sync::Arc;
 use caddis_api::{UnixMillis, VolumeId, volume::VolumeState};
 use caddis_volume::{Volume, VolumeError};
 
-use super::{Entry, extend, make, row::VolumeRow};
+use super::{Entry, extend, make, restore, row::VolumeRow};
 use crate::{
     WorkerError,
     engine::Shared,
@@ -63,17 +63,28 @@ pub async fn load(shared: &Shared) -> Result<(), WorkerError> {
     Ok(())
 }
 
+/// Goes on with serving what volumes are restored from. Before VMs are adopted: one that waits for
+/// it answers nothing.
+pub fn serve(shared: &Arc<Shared>) {
+    for id in unfinished(shared, VolumeState::Hydrating) {
+        restore::begin(shared, &id);
+    }
+}
+
+fn unfinished(shared: &Shared, wanted: VolumeState) -> Vec<VolumeId> {
+    let state = shared.volumes.state();
+    let rows = state.entries.values().map(|entry| &entry.row);
+    rows.filter(|row| row.state == wanted).map(|row| row.id.clone()).collect()
+}
+
 /// Goes on with what was not finished.
 pub fn resume(shared: &Arc<Shared>) {
-    let unfinished = |wanted: VolumeState| -> Vec<VolumeId> {
-        let state = shared.volumes.state();
-        let rows = state.entries.values().map(|entry| &entry.row);
-        rows.filter(|row| row.state == wanted).map(|row| row.id.clone()).collect()
-    };
-    for id in unfinished(VolumeState::Creating) {
-        make::begin(shared, &id);
+    for state in [VolumeState::Creating, VolumeState::Restoring] {
+        for id in unfinished(shared, state) {
+            make::begin(shared, &id);
+        }
     }
-    for id in unfinished(VolumeState::Extending) {
+    for id in unfinished(shared, VolumeState::Extending) {
         // Nobody waits for it.
         drop(extend::begin(shared, &id));
     }
@@ -81,7 +92,7 @@ pub fn resume(shared: &Arc<Shared>) {
 
 /// Whether a volume in this state has files, unless they were lost.
 fn has_files(state: VolumeState) -> bool {
-    !matches!(state, VolumeState::Creating | VolumeState::Failed)
+    !matches!(state, VolumeState::Creating | VolumeState::Restoring | VolumeState::Failed)
 }
 
 /// What has become of a volume; `None` where it is gone for good. Pure.
@@ -102,7 +113,7 @@ fn found(mut row: VolumeRow, files: Result<Volume, VolumeError>) -> Option<Volum
             }
         },
         Err(VolumeError::NotFound(_)) => match row.state {
-            VolumeState::Creating | VolumeState::Failed => {}
+            VolumeState::Creating | VolumeState::Restoring | VolumeState::Failed => {}
             state if state.is_deleted() => return None,
             _ => {
                 row.state = VolumeState::Failed;
@@ -120,7 +131,7 @@ fn found(mut row: VolumeRow, files: Result<Volume, VolumeError>) -> Option<Volum
 /// GiB that were promised to a volume, beyond those that its files have reserved. Pure.
 fn unreserved(row: &VolumeRow, reserved: u32) -> u64 {
     let promised = match row.state {
-        VolumeState::Creating => row.size_gb,
+        VolumeState::Creating | VolumeState::Restoring => row.size_gb,
         VolumeState::Extending => row.extend_to.unwrap_or(0),
         _ => 0,
     };
@@ -141,12 +152,14 @@ mod tests {
             id: "vol_1".parse().unwrap(),
             name: "data".to_owned(),
             app: AppName::from_trusted("app"),
+            org: "personal".to_owned(),
             region: RegionCode::from_trusted("local"),
             size_gb: 1,
             extend_to: (state == VolumeState::Extending).then_some(2),
             encrypted: false,
             filesystem: Filesystem::Ext4,
             source: None,
+            restore: None,
             snapshot_retention: 5,
             auto_backup_enabled: true,
             created_at: UnixMillis::new(1),
@@ -169,6 +182,7 @@ mod tests {
             created_at: UnixMillis::new(1).into(),
             deleted_at: deleted_at.map(|at| UnixMillis::new(at).into()),
             copied_from: None,
+            restoring: false,
         })
     }
 

@@ -7,12 +7,13 @@ use caddis_api::{
 use caddis_bus::message::VolumeRecord;
 use caddis_volume::{KEPT_AFTER_DELETE, Progress};
 
-use super::{Entry, row::VolumeRow};
+use super::Entry;
 use crate::engine::Shared;
 
 pub(super) fn record(shared: &Shared, entry: &Entry) -> VolumeRecord {
     let row = &entry.row;
     let usage = row.usage;
+    let since = shared.volumes.since_snapshot(&row.id);
     let count = |of: fn(&super::row::Usage) -> u64| Some(usage.as_ref().map_or(0, of));
     let volume = Volume {
         id: row.id.clone(),
@@ -37,10 +38,10 @@ pub(super) fn record(shared: &Shared, entry: &Entry) -> VolumeRecord {
         host_status: "ok".to_owned(),
         kind: "local".to_owned(),
         generation: shared.volumes.files.get(&row.id).map_or(0, |volume| volume.generation),
-        last_snapshot_at: None,
-        bytes_since_snapshot: None,
+        last_snapshot_at: since.map(|(at, _)| time::milliseconds(at.into())),
+        bytes_since_snapshot: since.and_then(|(_, bytes)| bytes),
         deleted_until: row.deleted_at.map(|at| time::milliseconds(kept_until(at).into())),
-        operation: operation(row, entry.progress),
+        operation: operation(entry),
     };
     VolumeRecord {
         worker: shared.worker.clone(),
@@ -57,16 +58,22 @@ pub(super) fn kept_until(deleted_at: UnixMillis) -> UnixMillis {
     deleted_at + KEPT_AFTER_DELETE.unsigned_abs()
 }
 
-fn operation(row: &VolumeRow, progress: Progress) -> Option<VolumeOperation> {
+fn operation(entry: &Entry) -> Option<VolumeOperation> {
+    let Entry { row, progress, trouble, .. } = entry;
     let under_way = |kind: &str, of: Option<Progress>| VolumeOperation {
         kind: kind.to_owned(),
         bytes_done: of.map(|progress| progress.done),
         bytes_total: of.map(|progress| progress.total),
-        error: None,
+        error: trouble.clone(),
     };
     match row.state {
         VolumeState::Creating => {
-            Some(under_way(row.making(), row.source.as_ref().map(|_| progress)))
+            Some(under_way(row.making(), row.source.as_ref().map(|_| *progress)))
+        }
+        VolumeState::Restoring => Some(under_way(row.making(), None)),
+        VolumeState::Hydrating => {
+            let known = Some(*progress).filter(|progress| progress.total > 0);
+            Some(under_way(row.making(), known))
         }
         VolumeState::Extending => Some(under_way("extend", None)),
         _ => row.failure.clone(),

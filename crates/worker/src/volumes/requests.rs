@@ -1,17 +1,17 @@
 //! Requests about volumes.
 
-use std::sync::Arc;
+use std::{path::Path, sync::Arc};
 
 use caddis_api::{
     ApiError, ErrorCode, UnixMillis, VolumeId,
     volume::{Filesystem, VolumeState},
 };
-use caddis_bus::message::{CreateVolume, VolumeAction, WorkerReply, WorkerResult};
+use caddis_bus::message::{CreateVolume, SnapshotSource, VolumeAction, WorkerReply, WorkerResult};
 use caddis_volume::{SizeGib, VolumeError};
 
 use super::{
     Entry, Page, delete,
-    error::{check_created, in_use, not_found},
+    error::{check_created, not_found},
     extend, make,
     row::{FORMAT, VolumeRow},
     usage, volume_error,
@@ -125,6 +125,8 @@ pub(super) async fn try_record(
         entry.row = row;
         shared.volumes.touch(entry);
     }
+    // One may have waited for it.
+    shared.volumes.snapshots.wake.notify_one();
     shared.announce();
     Ok(())
 }
@@ -137,12 +139,14 @@ fn new_row(shared: &Shared, create: CreateVolume) -> Result<VolumeRow, ApiError>
         id: create.id,
         name: create.name,
         app: create.app,
+        org: create.org,
         region: create.region,
         size_gb: size.get(),
         extend_to: None,
         encrypted: create.encrypted,
         filesystem: create.filesystem,
         source: create.source,
+        restore: create.snapshot,
         snapshot_retention: create.snapshot_retention,
         auto_backup_enabled: create.auto_backup_enabled,
         created_at: now,
@@ -152,8 +156,19 @@ fn new_row(shared: &Shared, create: CreateVolume) -> Result<VolumeRow, ApiError>
         deleted_at: None,
         usage: None,
     };
-    if let Some(source) = row.source.clone() {
-        (row.encrypted, row.filesystem) = copied(shared, &row, &source)?;
+    match (row.source.clone(), row.restore.clone()) {
+        (Some(_), Some(_)) => {
+            let text = "a volume is made from a snapshot or from a volume, not from both";
+            return Err(ApiError::invalid(text));
+        }
+        (Some(source), None) => {
+            (row.encrypted, row.filesystem) = copied(shared, &row, &source)?;
+        }
+        (None, Some(from)) => {
+            row.state = VolumeState::Restoring;
+            row.filesystem = restored(shared, &row, &from)?;
+        }
+        (None, None) => {}
     }
     Ok(row)
 }
@@ -167,10 +182,9 @@ fn copied(
     let mut state = shared.volumes.state();
     let entry = state.of_app(source, &row.app).ok_or_else(|| not_found(source))?;
     check_created(&entry.row)?;
-    let runs = |machine| shared.vm(machine).is_some();
-    if let Some(attached) = entry.attached.as_ref().filter(|attached| runs(&attached.machine)) {
-        let to_do = ", which runs: stop the machine first, then copy the volume";
-        return Err(in_use(source, &attached.machine, to_do));
+    if entry.row.state == VolumeState::Hydrating {
+        let text = format!("volume {source} is being restored: try again when it is created");
+        return Err(ApiError::precondition(text));
     }
     let (id, from) = (source.clone(), entry.row.size_gb);
     if row.size_gb < from {
@@ -178,6 +192,34 @@ fn copied(
         return Err(ApiError::invalid(text));
     }
     Ok((entry.row.encrypted, entry.row.filesystem))
+}
+
+/// The file system of what is restored from a snapshot, as far as this worker knows the snapshot:
+/// the rest is found out when it is looked up in the store.
+fn restored(
+    shared: &Shared,
+    row: &VolumeRow,
+    from: &SnapshotSource,
+) -> Result<Filesystem, ApiError> {
+    let snapshots = &shared.volumes.snapshots;
+    snapshots.check_store()?;
+    let id = &from.snapshot;
+    let known = snapshots.row(id).filter(|known| known.volume == from.volume);
+    let Some(known) = known else { return Ok(row.filesystem) };
+    if known.is_deleted || known.org != row.org {
+        return Err(ApiError::new(ErrorCode::NotFound, format!("snapshot {id} not found")));
+    }
+    if !known.is_created() {
+        let status = known.status.as_str();
+        let text = format!("snapshot {id} is {status}: try again when it is created");
+        return Err(ApiError::precondition(text));
+    }
+    let gib = known.volume_size.div_ceil(1 << 30);
+    if u64::from(row.size_gb) < gib {
+        let text = format!("snapshot {id} is of {gib} GB, a volume of it can't be smaller");
+        return Err(ApiError::invalid(text));
+    }
+    Ok(known.filesystem)
 }
 
 /// Space that was found to be free, until this is dropped.
@@ -213,6 +255,9 @@ impl Shared {
             let error = VolumeError::LimitReached { needed: gib, declared, deleted, limit };
             return Err(ApiError::new(ErrorCode::InsufficientCapacity, error.to_string()));
         }
+        if let Some(reserve) = self.config.volume_reserve {
+            check_room(&self.config.directory, gib, reserve)?;
+        }
         state.promised.insert(volume.clone(), gib);
         Ok(Promise { shared: self, volume: Some(volume.clone()) })
     }
@@ -220,5 +265,37 @@ impl Shared {
     /// The files have reserved it, or it is not needed.
     pub(super) fn fulfil(&self, volume: &VolumeId) {
         self.volumes.state().promised.remove(volume);
+    }
+}
+
+/// Whether the host's disk has room for so many GiB more, beyond what is to be kept free. What
+/// other volumes have not taken yet counts as free: they are counted by the limit.
+fn check_room(directory: &Path, gib: u64, reserve: u64) -> Result<(), ApiError> {
+    // A disk that can't be asked is no reason to refuse.
+    let free = caddis_disk::free(directory).unwrap_or(u64::MAX);
+    if free.saturating_sub(reserve) >> 30 >= gib {
+        return Ok(());
+    }
+    let (free, kept) = (free >> 20, reserve >> 20);
+    let text = format!(
+        "the host's disk has {free} MiB free, {kept} MiB of which are kept, and the volume needs \
+         {gib} GiB: make room, or allow it by setting the server's volume-gb"
+    );
+    Err(ApiError::new(ErrorCode::InsufficientCapacity, text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_volume_that_the_disk_has_no_room_for_is_refused_with_the_figures() {
+        let directory = tempfile::tempdir().unwrap();
+        assert!(check_room(directory.path(), 0, 0).is_ok());
+        let refused = check_room(directory.path(), u64::MAX >> 30, 5 << 20).unwrap_err();
+        assert_eq!(refused.code, ErrorCode::InsufficientCapacity);
+        assert!(refused.message.contains("5 MiB of which are kept"), "{}", refused.message);
+        assert!(check_room(directory.path(), 1, u64::MAX).is_err());
+        assert!(check_room(&directory.path().join("missing"), 1, 0).is_ok());
     }
 }

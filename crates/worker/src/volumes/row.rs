@@ -4,6 +4,7 @@ use caddis_api::{
     AppName, RegionCode, UnixMillis, VolumeId,
     volume::{Filesystem, VolumeOperation, VolumeState},
 };
+use caddis_bus::message::SnapshotSource;
 use serde::{Deserialize, Serialize};
 
 /// Version of the record's format. Fields are only ever added, with defaults.
@@ -20,6 +21,9 @@ pub struct VolumeRow {
     pub name: String,
     /// App it belongs to.
     pub app: AppName,
+    /// The app's organisation, by slug.
+    #[serde(default = "personal")]
+    pub org: String,
     /// Region it was placed in.
     pub region: RegionCode,
     /// Size, GiB.
@@ -34,6 +38,9 @@ pub struct VolumeRow {
     /// What it is made a copy of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<VolumeId>,
+    /// The snapshot that it is restored from, until it has all of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restore: Option<SnapshotSource>,
     /// Days for which snapshots are kept.
     pub snapshot_retention: u32,
     /// Whether a snapshot is taken each day.
@@ -55,6 +62,11 @@ pub struct VolumeRow {
     pub usage: Option<Usage>,
 }
 
+/// Before volumes knew it there was one.
+fn personal() -> String {
+    "personal".to_owned()
+}
+
 impl VolumeRow {
     /// Notes that something has failed, and why.
     pub fn fail(&mut self, kind: &str, error: impl ToString) {
@@ -64,7 +76,11 @@ impl VolumeRow {
 
     /// What makes it, as the API calls it.
     pub fn making(&self) -> &'static str {
-        if self.source.is_some() { "fork" } else { "create" }
+        match (&self.source, &self.restore) {
+            (Some(_), _) => "fork",
+            (None, Some(_)) => "restore",
+            (None, None) => "create",
+        }
     }
 }
 

@@ -15,7 +15,6 @@ use super::{
 };
 use crate::{
     engine::Shared,
-    owner::Message,
     requests::quiet_session,
     store::{Durability, Room},
 };
@@ -113,16 +112,9 @@ async fn extend_if_due(shared: &Arc<Shared>, id: &VolumeId, usage: &Usage) {
             ("error", text)
         }
     };
-    if !shared.volumes.is_news(id, &message) {
-        return;
-    }
     details["level"] = json!(level);
-    tracing::info!(volume = %id, %machine, message, "volume over its threshold");
-    details["message"] = json!(message);
-    if let Some(owner) = shared.owner(&machine) {
-        // One that is gone has no events any more.
-        let _ = owner.send(Message::Note { kind: "volume", details }).await;
-    }
+    tracing::debug!(volume = %id, %machine, message, "volume over its threshold");
+    shared.tell_machine_of(id, message, details).await;
 }
 
 /// The size that a volume of this size and use is to be extended to, GiB, if it is.
@@ -157,7 +149,7 @@ fn extends(mount: &Mount) -> bool {
 impl Volumes {
     /// Whether this was not the last that was told of a volume: what fails again and again is told
     /// once.
-    fn is_news(&self, volume: &VolumeId, message: &str) -> bool {
+    pub(super) fn is_news(&self, volume: &VolumeId, message: &str) -> bool {
         let mut state = self.state();
         let Some(entry) = state.entries.get_mut(volume) else { return false };
         if entry.told == message {
@@ -173,7 +165,7 @@ impl Volumes {
     }
 
     /// The volumes of a machine, with their numbers there.
-    fn of_machine(&self, machine: &MachineId) -> Vec<(VolumeId, u8)> {
+    pub(super) fn of_machine(&self, machine: &MachineId) -> Vec<(VolumeId, u8)> {
         let state = self.state();
         let volumes = state.by_machine.get(machine).into_iter().flatten();
         let number = |id: &VolumeId| {

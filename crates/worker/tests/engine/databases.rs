@@ -13,6 +13,7 @@ const FIRST_RELEASE: &str = "
     DROP TABLE versions;
     DROP TABLE requests;
     DROP TABLE volumes;
+    DROP TABLE snapshots;
     UPDATE machines SET record = json_remove(record, '$.restarts', '$.rested_at', '$.start_kind', \
                              '$.replaced');
     PRAGMA user_version = 1;";

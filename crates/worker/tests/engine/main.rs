@@ -15,6 +15,7 @@ mod restarts;
 mod sabotage;
 mod schedule;
 mod silence;
+mod snapshots;
 mod steps;
 mod support;
 mod suspend;

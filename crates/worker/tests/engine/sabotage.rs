@@ -83,6 +83,10 @@ struct State {
     /// Steps since the last [`FaultInjector::arm`] or [`FaultInjector::disarm`], and whether they
     /// were done.
     seen: Vec<(Place, bool)>,
+    /// The process dies the next time that this is reached.
+    deadly: Option<String>,
+    /// What was reached beside machines.
+    reached: Vec<String>,
     /// Deaths so far, where there is to be more than one.
     died: BTreeSet<(Place, bool)>,
 }
@@ -104,6 +108,17 @@ impl FaultInjector {
     pub fn arm(&self, fault: Fault, place: Place) {
         *self.state() = State { plan: Some((fault, place)), ..State::default() };
         self.dead.send_replace(false);
+    }
+
+    /// The process dies the next time that this is reached beside machines.
+    pub fn die_at(&self, point: &str) {
+        *self.state() = State { deadly: Some(point.to_owned()), ..State::default() };
+        self.dead.send_replace(false);
+    }
+
+    /// What was reached beside machines since then.
+    pub fn reached(&self) -> Vec<String> {
+        self.state().reached.clone()
     }
 
     /// Nothing happens any more.
@@ -230,5 +245,18 @@ impl StepHook for FaultInjector {
         }
         assert!(!self.is_to_panic(&place, Fault::PanicsAfter), "told to panic");
         self.state().seen.push((place, true));
+    }
+
+    async fn reached(&self, point: &str) {
+        let dies = {
+            let mut state = self.state();
+            state.reached.push(point.to_owned());
+            let dies = state.deadly.take_if(|deadly| *deadly == point).is_some();
+            state.struck += usize::from(dies);
+            dies
+        };
+        if dies {
+            self.die().await;
+        }
     }
 }

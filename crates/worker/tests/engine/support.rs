@@ -28,7 +28,7 @@ use caddis_view::{View, ViewSettings};
 use caddis_vmm::{SlotPool, fake::FakeHost};
 use caddis_worker::{
     Clock, Drivers, Worker, WorkerConfig, WorkerError, WorkerParts,
-    fake::{self, FakeImages, FakeNetwork, FakeProber},
+    fake::{self, FakeExports, FakeImages, FakeNetwork, FakeProber},
 };
 use serde_json::{Value, json};
 use tokio::{
@@ -39,11 +39,13 @@ use tokio::{
 use crate::sabotage::FaultInjector;
 
 mod checks;
+mod snapshots;
 mod volumes;
 
 /// Generous, for a busy machine.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
+pub use snapshots::restored;
 pub use volumes::{mounted, new_volume};
 
 const MEMORY_MIB: u64 = 2048;
@@ -103,6 +105,8 @@ pub struct Fixture {
     pub launch_concurrency: usize,
     /// Space that the next worker has for volumes, GiB.
     pub volume_limit: Option<u64>,
+    /// What snapshots find on volumes.
+    pub exports: FakeExports,
     /// The `qemu-img` of the next worker, if not the host's.
     qemu_img: Option<PathBuf>,
     bus: InProcessBus,
@@ -144,6 +148,7 @@ impl Fixture {
             pace: Pace::default(),
             launch_concurrency: 1024,
             volume_limit: None,
+            exports: FakeExports::default(),
             qemu_img: None,
             bus,
             worker: None,
@@ -181,7 +186,7 @@ impl Fixture {
         let drivers =
             fake::drivers(self.directory.path(), 50, &self.host, &self.network, FakeImages)
                 .unwrap();
-        let Drivers { vmm, images, network, volumes, .. } = drivers;
+        let Drivers { vmm, images, network, volumes, snapshots, .. } = drivers;
         drop(volumes);
         let volumes = fake::volumes(self.directory.path(), |config| {
             config.limit = self.volume_limit;
@@ -191,7 +196,8 @@ impl Fixture {
         })
         .unwrap();
         let prober = Arc::new(self.prober.clone());
-        let drivers = Drivers { vmm, images, network, prober, volumes };
+        let exports = Arc::new(self.exports.clone());
+        let drivers = Drivers { vmm, images, network, prober, volumes, snapshots, exports };
         self.slots = Some(fake::slots_of(self.directory.path(), 50).unwrap());
         let parts = WorkerParts {
             bus: Arc::new(self.bus.clone()),

@@ -32,10 +32,10 @@ const CODES: [Code; 24] = [
     ("PC03", Some(502), true, "The machine reset the connection.", LISTEN),
     (
         "PC04",
-        None,
+        Some(408),
         true,
-        "The client took its response too slowly and was cut off.",
-        "Have the client read what it is sent: 300 KiB in 5 minutes are enough.",
+        "The client took its response, or sent the body of its request, too slowly.",
+        "Have the client read and send faster: 300 KiB in 5 minutes are enough.",
     ),
     ("PC05", Some(504), true, "The machine did not accept the connection in time.", LISTEN),
     ("PC06", Some(502), true, "Speaking with the machine failed.", LISTEN),

@@ -25,8 +25,8 @@ pub struct Clone {
     /// Name of the new machine [default: generated].
     #[arg(long)]
     name: Option<String>,
-    /// Fill its volume from a snapshot, by id or 'last'. Not available yet.
-    #[arg(long, value_name = "ID", hide = true)]
+    /// Fill its volume from a snapshot: an ID, or 'last' for the last of the source's volume.
+    #[arg(long, value_name = "ID", conflicts_with = "attach_volume")]
     from_snapshot: Option<String>,
     /// Attach this volume instead of creating one: ID[:/PATH].
     #[arg(long, value_name = "VOLUME[:PATH]")]

@@ -159,6 +159,12 @@ fn changed(
     if let Some(path) = &update.mount_point {
         match new.get_mut("mounts").and_then(Value::as_array_mut).map(Vec::as_mut_slice) {
             Some([mount]) => mount["path"] = json!(path),
+            Some([_, _, ..]) => {
+                return Err(CliError::new(
+                    "Can't use --mount-point for Machines with more than 1 volume: set the paths \
+                     with --machine-config",
+                ));
+            }
             _ => return Err(CliError::new("Machine doesn't have a volume attached")),
         }
     }

@@ -9,14 +9,15 @@ use crate::{
     prompt,
     session::Session,
     spec::VmFlags,
-    volumes::{self, ZoneFlags, compute, size},
+    volumes::{self, ZoneFlags, compute, gib},
 };
 
 /// `caddis volumes create`.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  caddis volumes create data -a hello --size 3 --yes\n  caddis \
-                  volumes create data -a hello --count 2 --region local"
+                  volumes create data -a hello --count 2 --region local\n  caddis volumes create \
+                  data -a hello --snapshot-id vs_Ql8xbllZOYDSDgo2D7NY"
 )]
 pub struct Create {
     /// Name: letters, digits and underscores. Several may have the same.
@@ -26,13 +27,13 @@ pub struct Create {
     /// Region to create the volume in.
     #[arg(short, long, env = "FLY_REGION")]
     region: Option<String>,
-    /// Size in GB.
-    #[arg(short, long, value_name = "GB", default_value = "1")]
-    size: String,
+    /// Size in GB [default: 1, or that of the snapshot].
+    #[arg(short, long, value_name = "GB")]
+    size: Option<String>,
     /// Days for which snapshots are kept.
     #[arg(long, value_name = "DAYS", default_value_t = 5)]
     snapshot_retention: u32,
-    /// Take a snapshot each day. Not done yet.
+    /// Take a snapshot each day.
     #[arg(
         long,
         value_name = "BOOL",
@@ -43,13 +44,13 @@ pub struct Create {
         default_missing_value = "true"
     )]
     scheduled_snapshots: bool,
-    /// Don't encrypt it on the host.
+    /// Don't encrypt it on the host. One from a snapshot is as that was.
     #[arg(long)]
     no_encryption: bool,
     #[command(flatten)]
     zone: ZoneFlags,
-    /// Fill it from a snapshot. Not available yet.
-    #[arg(long, value_name = "ID", hide = true)]
+    /// Fill it from this snapshot, of any volume of the organization.
+    #[arg(long, value_name = "ID")]
     snapshot_id: Option<String>,
     /// What is on it: ext4 or raw.
     #[arg(long, value_name = "TYPE", hide = true)]
@@ -75,8 +76,12 @@ pub struct Create {
 
 pub async fn run(create: Create, session: &Session) -> Result<(), CliError> {
     let (app, client, printer) = (session.app(&create.app)?, session.client()?, &session.printer);
-    let size_gb = size(&create.size)?;
-    if size_gb == 0 {
+    let size_gb = match &create.size {
+        Some(text) => Some(gib(text)?),
+        // The server takes that of the snapshot.
+        None => create.snapshot_id.is_none().then_some(1),
+    };
+    if size_gb == Some(0) {
         return Err(CliError::new("a volume has at least 1 GB"));
     }
     let compute = compute(&create.vm)?;
@@ -95,7 +100,7 @@ pub async fn run(create: Create, session: &Session) -> Result<(), CliError> {
     let request = CreateVolumeRequest {
         name: create.name,
         region: create.region,
-        size_gb: Some(size_gb),
+        size_gb,
         encrypted: Some(!create.no_encryption),
         require_unique_zone: create.zone.require_unique_zone,
         unique_zone_app_wide: create.zone.app_wide(),

@@ -1,5 +1,6 @@
 //! `caddis volumes destroy`.
 
+use caddis_api::Volume;
 use clap::Args;
 
 use crate::{CliError, complete, globals::AppArgs, prompt, session::Session, volumes};
@@ -24,7 +25,11 @@ pub struct Destroy {
 pub async fn run(destroy: Destroy, session: &Session) -> Result<(), CliError> {
     let (app, client, printer) = (session.app(&destroy.app)?, session.client()?, &session.printer);
     let ids = match destroy.ids.is_empty() {
-        true => vec![volumes::choose(session, &client, &app, "volume ID or app required").await?],
+        true => {
+            let wanted =
+                ("volume ID or app required", &|volume: &Volume| !volume.state.is_deleted());
+            vec![volumes::choose(session, &client, &app, wanted).await?]
+        }
         false => destroy.ids,
     };
     let known = client.list_volumes(&app).await?;

@@ -6,7 +6,7 @@ use clap::Args;
 use crate::{
     CliError,
     session::Session,
-    volumes::{self, Which, size},
+    volumes::{self, Which, gib},
 };
 
 /// `caddis volumes extend`.
@@ -38,9 +38,9 @@ pub async fn run(extend: Extend, session: &Session) -> Result<(), CliError> {
             .get_volume(&app, &volume)
             .await?
             .size_gb
-            .checked_add(size(more)?)
+            .checked_add(gib(more)?)
             .ok_or_else(|| CliError::new(format!("invalid size '{text}'")))?,
-        None => size(&text)?,
+        None => gib(&text)?,
     };
     let extended = client.extend_volume(&app, &volume, size_gb).await;
     let reply = extended.map_err(|error| CliError::attempted("failed to extend volume", error))?;

@@ -38,8 +38,18 @@ pub async fn run(list: List, session: &Session) -> Result<(), CliError> {
     volumes.retain(|volume| list.all || !volume.state.is_deleted());
     let now = Timestamp::now();
     let rows: Vec<_> = volumes.iter().map(|volume| row(volume, now)).collect();
-    let headers =
-        ["ID", "State", "Name", "Size", "Region", "Zone", "Encrypted", "Attached VM", "Created At"];
+    let headers = [
+        "ID",
+        "State",
+        "Name",
+        "Size",
+        "Region",
+        "Zone",
+        "Encrypted",
+        "Attached VM",
+        "Created At",
+        "Last Snapshot",
+    ];
     printer.table("", &headers, &rows)?;
     if volumes.iter().any(is_unreachable) {
         printer.out("* These volumes' hosts could not be reached.")?;
@@ -63,5 +73,6 @@ fn row(volume: &Volume, now: Timestamp) -> Vec<String> {
         volume.encrypted.to_string(),
         volume.attached_machine_id.as_ref().map(ToString::to_string).unwrap_or_default(),
         time::relative(&volume.created_at, now),
+        volume.last_snapshot_at.as_ref().map(|at| time::relative(at, now)).unwrap_or_default(),
     ]
 }

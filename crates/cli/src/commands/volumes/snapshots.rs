@@ -1,6 +1,7 @@
 //! `caddis volumes snapshots`.
 
 mod create;
+mod delete;
 mod list;
 
 use clap::{Args, Subcommand};
@@ -19,13 +20,17 @@ enum SnapshotsCommand {
     /// List the snapshots of a volume.
     #[command(visible_alias = "ls")]
     List(list::List),
-    /// Take a snapshot of a volume. Refused by servers that take none yet.
+    /// Take a snapshot of a volume.
     Create(create::Create),
+    /// Delete snapshots of a volume.
+    #[command(visible_aliases = ["destroy", "rm"])]
+    Delete(delete::Delete),
 }
 
 pub async fn run(snapshots: Snapshots, session: &Session) -> Result<(), CliError> {
     match snapshots.command {
         SnapshotsCommand::List(list) => list::run(list, session).await,
         SnapshotsCommand::Create(create) => create::run(create, session).await,
+        SnapshotsCommand::Delete(delete) => delete::run(delete, session).await,
     }
 }

@@ -1,5 +1,6 @@
 //! `caddis volumes undelete`.
 
+use caddis_api::volume::VolumeState;
 use clap::Args;
 
 use crate::{
@@ -23,7 +24,10 @@ pub struct Undelete {
 }
 
 pub async fn run(undelete: Undelete, session: &Session) -> Result<(), CliError> {
-    let (client, app, volume) = undelete.which.find(session).await?;
+    let (client, app, volume) = undelete
+        .which
+        .find_where(session, |volume| volume.state == VolumeState::PendingDestroy)
+        .await?;
     let volume = client.undelete_volume(&app, &volume).await?;
     if undelete.json {
         return Ok(session.printer.json(&volume)?);

@@ -19,7 +19,7 @@ pub struct Update {
     /// Days for which new snapshots are kept.
     #[arg(long, value_name = "DAYS")]
     snapshot_retention: Option<u32>,
-    /// Take a snapshot each day. Not done yet.
+    /// Take a snapshot each day.
     #[arg(
         long,
         value_name = "BOOL",

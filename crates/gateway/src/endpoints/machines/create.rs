@@ -81,11 +81,14 @@ pub(crate) async fn create(
         [unknown_of_request(names.iter().map(String::as_str)), warnings(&wanted.raw)].concat();
     let work = tokio::spawn(async move {
         let (app, config) = (wanted.app.name.clone(), wanted.config.clone());
+        let sent = wanted.raw.clone();
         let made = make(&context, wanted).await?;
+        let real = made.config.as_ref();
+        let of_mounts = real.map(|real| mounts::overridden(&sent, real)).unwrap_or_default();
         let unreachable = publish(&context, &app, &config).await;
         let unshared = egress_warning(&context, &app, &made.id).await;
-        let told = told.into_iter().chain(unreachable).chain(unshared);
-        Ok::<_, ApiError>(made.warning(told.collect()))
+        let lines = told.into_iter().chain(of_mounts).chain(unreachable).chain(unshared);
+        Ok::<_, ApiError>(made.warning(lines.collect()))
     });
     let made = work
         .await

@@ -10,7 +10,7 @@ use caddis_api::{
 };
 use caddis_bus::message::{VolumeRecord, WorkerRequest};
 use caddis_catalog::AppRecord;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::{http::context::Context, scheduler};
 
@@ -279,6 +279,33 @@ pub(super) fn filled_in(raw: &RawConfig, volumes: &[Volume]) -> RawConfig {
     fields.into()
 }
 
+/// A line for each field of a mount that says something else of a volume than what it is: the
+/// server fills these fields in.
+pub(super) fn overridden(sent: &RawConfig, filled_in: &RawConfig) -> Vec<String> {
+    let (sent, filled_in) = (sent.fields(), filled_in.fields());
+    let mounts = |fields: &Map<String, Value>| -> Vec<Value> {
+        fields.get("mounts").and_then(Value::as_array).cloned().unwrap_or_default()
+    };
+    let mut lines = Vec::new();
+    for (index, (sent, real)) in mounts(&sent).iter().zip(mounts(&filled_in)).enumerate() {
+        for field in ["name", "size_gb", "encrypted"] {
+            let is_given = |value: &&Value| {
+                !value.is_null() && value.as_str() != Some("") && value.as_u64() != Some(0)
+            };
+            if let Some(value) = sent.get(field).filter(is_given)
+                && *value != real[field]
+            {
+                let volume = real["volume"].as_str().unwrap_or_default();
+                lines.push(format!(
+                    "config.mounts[{index}].{field} has no effect: volume {volume} has {}",
+                    real[field]
+                ));
+            }
+        }
+    }
+    lines
+}
+
 /// The configuration of an update with the volumes that the machine has: other paths are fine,
 /// other volumes are not.
 pub(super) fn kept(
@@ -384,6 +411,30 @@ mod tests {
             json!(filled_in(&raw, &[record("vol_1", "a").volume]))["mounts"],
             json!([{ "name": "data", "volume": "vol_1", "path": "/data", "own": 1, "size_gb": 7,
                 "encrypted": true }])
+        );
+    }
+
+    #[test]
+    fn what_a_mount_says_of_a_volume_that_is_not_so_is_told() {
+        let raw = |mount: Value| -> RawConfig {
+            serde_json::from_value(json!({ "mounts": [mount] })).unwrap()
+        };
+        let told = |mount: Value| {
+            let sent = raw(mount);
+            overridden(&sent, &filled_in(&sent, &[record("vol_1", "a").volume]))
+        };
+        assert_eq!(told(json!({ "volume": "vol_1", "path": "/data" })), [""; 0]);
+        let same = json!({ "volume": "vol_1", "name": "data", "size_gb": 7, "encrypted": true });
+        assert_eq!(told(same), [""; 0]);
+        let empty = json!({ "volume": "vol_1", "name": "", "size_gb": 0, "encrypted": null });
+        assert_eq!(told(empty), [""; 0]);
+        assert_eq!(
+            told(json!({ "volume": "vol_1", "name": "x", "size_gb": 9, "encrypted": false })),
+            [
+                "config.mounts[0].name has no effect: volume vol_1 has \"data\"",
+                "config.mounts[0].size_gb has no effect: volume vol_1 has 7",
+                "config.mounts[0].encrypted has no effect: volume vol_1 has true"
+            ]
         );
     }
 }

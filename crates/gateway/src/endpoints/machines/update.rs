@@ -73,7 +73,9 @@ pub(crate) async fn update(
     check_secrets(request.min_secrets_version)?;
     let raw = request.config.ok_or_else(|| ApiError::invalid("invalid config, it is required"))?;
     let (config, read) = validate::normalise(raw)?;
-    let config = mounts::kept(&context, machine.config.as_ref(), (&config, &read))?;
+    let sent = config;
+    let config = mounts::kept(&context, machine.config.as_ref(), (&sent, &read))?;
+    told.extend(mounts::overridden(&sent, &config));
     told.extend(warnings(&config));
     let update = UpdateMachine {
         config,

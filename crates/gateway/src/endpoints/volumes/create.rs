@@ -7,24 +7,26 @@ use axum::{Extension, Json, extract::State};
 use caddis_api::{
     ApiError, ErrorCode, RegionCode, Volume, VolumeId,
     error::ErrorBody,
-    volume::{CreateVolumeRequest, DEFAULT_SNAPSHOT_RETENTION},
+    fields::unknown_of_new_volume,
+    volume::{ChangedVolume, CreateVolumeRequest, DEFAULT_SNAPSHOT_RETENTION},
 };
 use caddis_bus::{
     BusError,
-    message::{CreateVolume, VolumeRecord, WorkerReply, WorkerRequest},
+    message::{CreateVolume, SnapshotSource, WorkerReply, WorkerRequest},
 };
 use caddis_catalog::{AppRecord, AppState, CatalogError, NewVolume, VolumePlacement};
 use serde_json::json;
-use sha2::{Digest as _, Sha256};
 
+use super::{letters_of, source::Source};
 use crate::{
     deletion,
     endpoints::placements,
     http::{
         authorization::AppPath,
+        caller::Caller,
         context::{AskError, Context},
         errors::{HttpError, unexpected},
-        extract::JsonBody,
+        extract::Named,
         idempotency::RequestId,
         responses::{BadBody, NoApp},
     },
@@ -38,7 +40,7 @@ const MAX_HOSTS: usize = 3;
 struct Wanted {
     app: AppRecord,
     request: CreateVolumeRequest,
-    source: Option<VolumeRecord>,
+    source: Option<Source>,
     regions: Vec<RegionCode>,
     size_gb: u32,
     /// Where the client gave the request a key: what it makes has this id.
@@ -47,8 +49,9 @@ struct Wanted {
 
 /// Create a volume.
 ///
-/// With `source_volume_id` it is a copy of that volume, on the same host, which machines can use
-/// while it is still being copied.
+/// With `source_volume_id` it is a copy of that volume, on the same host. With `snapshot_id` it is
+/// made from a snapshot of any volume of the organization, also of one that is gone. Machines can
+/// use either while it is still being filled (`hydrating`).
 #[utoipa::path(
     post,
     path = "/v1/apps/{app_name}/volumes",
@@ -57,89 +60,57 @@ struct Wanted {
     params(AppPath),
     request_body = CreateVolumeRequest,
     responses(
-        (status = 200, description = "The volume", body = Volume),
+        (status = 200, description = "The volume", body = ChangedVolume),
         NoApp,
         BadBody,
-        (status = 412, description = "The app is being deleted, or the source can't be copied",
-            body = ErrorBody),
+        (status = 412, description = "The app is being deleted, the source can't be copied, or the \
+            snapshot is not there yet", body = ErrorBody),
         (status = 422, description = "No host has enough free space, or none that is wanted",
             body = ErrorBody),
     ),
 )]
 pub(crate) async fn create(
     State(context): State<Context>,
+    Extension(caller): Extension<Caller>,
     id: Option<Extension<RequestId>>,
     app: AppPath,
-    JsonBody(request): JsonBody<CreateVolumeRequest>,
-) -> Result<Json<Volume>, HttpError> {
+    Named(request, names): Named<CreateVolumeRequest>,
+) -> Result<Json<ChangedVolume>, HttpError> {
     request.check()?;
-    let id = id.map(|Extension(RequestId(id))| id_of_request(&id));
-    let wanted = check(&context, &app, request, id).await?;
+    let warnings = unknown_of_new_volume(names.iter().map(String::as_str));
+    let id = id.map(|Extension(id)| id);
+    let wanted = check(&context, &caller, &app, request, id).await?;
     let work = tokio::spawn(async move { make(&context, wanted).await });
     let made = work
         .await
         .map_err(|e| ApiError::internal(format!("creating the volume was interrupted: {e}")))?;
-    Ok(Json(made?))
+    Ok(Json(ChangedVolume { volume: made?, warnings }))
 }
 
 async fn check(
     context: &Context,
+    caller: &Caller,
     app: &AppPath,
     request: CreateVolumeRequest,
-    id: Option<VolumeId>,
+    id: Option<RequestId>,
 ) -> Result<Wanted, ApiError> {
-    let source = match request.source_volume_id.as_deref().filter(|id| !id.is_empty()) {
-        Some(source) => Some(self::source(context, app, source).await?),
-        None => None,
-    };
-    let size_gb = request.size_of(source.as_ref().map(|source| &source.volume))?;
+    let source = Source::find(context, caller, app, &request).await?;
+    let size_gb = request.size_of(source.as_ref().map(Source::size))?;
     let regions = context.regions.resolve(request.region.as_deref())?;
     let app = app.look_up(context).await?;
     if app.state == AppState::Deleting {
         return Err(CatalogError::AppInDeletion(app.name).into());
     }
-    if let Some(source) = &source
-        && !regions.contains(&source.volume.region)
-    {
-        return Err(ApiError::new(
-            ErrorCode::Unprocessable,
-            format!(
-                "could not find a candidate host: a copy of a volume is made on its host, in {}",
-                source.volume.region
-            ),
-        ));
+    if let Some(source) = &source {
+        source.check(&request, &regions)?;
     }
+    let id = id.map(|RequestId(id)| id_of_request(&id));
     Ok(Wanted { app, request, source, regions, size_gb, id })
-}
-
-async fn source(context: &Context, app: &AppPath, id: &str) -> Result<VolumeRecord, ApiError> {
-    let shown: String = id.escape_debug().take(100).collect();
-    let unknown =
-        || ApiError::invalid(format!("invalid source_volume_id, the app has no volume '{shown}'"));
-    let id = id.parse().map_err(|_| unknown())?;
-    // 404 is for the app.
-    app.look_up(context).await?;
-    let source = app.volume(context, &id).await.map_err(|error| match error.code {
-        ErrorCode::NotFound => unknown(),
-        _ => error,
-    })?;
-    let state = source.volume.state;
-    if !state.is_mountable() {
-        return Err(ApiError::precondition(format!(
-            "volume {id} is {}, it can't be copied",
-            state.as_str()
-        )));
-    }
-    Ok(source)
 }
 
 /// The id of what a request makes, whenever it comes.
 fn id_of_request(request: &str) -> VolumeId {
-    const CHARACTERS: &[u8; 36] = b"abcdefghijklmnopqrstuvwxyz0123456789";
-    let digest = Sha256::digest(request.as_bytes());
-    let character = |byte: &u8| char::from(CHARACTERS[usize::from(*byte) % CHARACTERS.len()]);
-    let text: String = digest.iter().take(16).map(character).collect();
-    VolumeId::from_trusted(format!("vol_{text}"))
+    VolumeId::from_trusted(format!("vol_{}", letters_of(request, 16)))
 }
 
 #[expect(clippy::disallowed_methods, reason = "the volume that this request has placed")]
@@ -162,14 +133,18 @@ async fn make(context: &Context, mut wanted: Wanted) -> Result<Volume, ApiError>
 
 async fn place(context: &Context, wanted: Wanted) -> Result<Volume, ApiError> {
     let (region, workers) = match &wanted.source {
-        Some(source) => (source.volume.region.clone(), vec![source.worker.clone()]),
-        None => {
-            let (region, offers) = scheduler::volume_offers(
+        Some(Source::Volume(source)) => (source.volume.region.clone(), vec![source.worker.clone()]),
+        source => {
+            let (region, mut offers) = scheduler::volume_offers(
                 context,
                 &wanted.regions,
                 &volume(context, &wanted).await?,
             )
             .await?;
+            if let Some(Source::Snapshot(worker, _)) = source {
+                // A store in a directory is that host's alone.
+                offers.sort_by_key(|offer| offer.worker != *worker);
+            }
             (region, offers.into_iter().map(|offer| offer.worker).collect())
         }
     };
@@ -215,6 +190,7 @@ async fn volume(context: &Context, wanted: &Wanted) -> Result<WantedVolume, ApiE
         compute,
         avoid,
         insist: app_wide || request.require_unique_zone == Some(true),
+        app_wide,
     })
 }
 
@@ -227,20 +203,28 @@ async fn hand_over(
     again: bool,
 ) -> Result<Volume, ApiError> {
     let Wanted { request, source, .. } = wanted;
-    let source = source.as_ref().map(|source| &source.volume);
+    let (copied, snapshot) = match source {
+        Some(Source::Volume(record)) => (Some(record.volume.id.clone()), None),
+        Some(Source::Snapshot(_, record)) => {
+            let (snapshot, volume) = (record.snapshot.id.clone(), record.volume.clone());
+            (None, Some(SnapshotSource { snapshot, volume }))
+        }
+        None => (None, None),
+    };
     let asked = request.filesystem()?.unwrap_or_default();
     let create = CreateVolume {
         id: placed.id.clone(),
         name: placed.name.clone(),
         app: wanted.app.name.clone(),
         org: wanted.app.organization.slug.clone(),
-        snapshot: None,
         region: placed.region.clone(),
         size_gb: wanted.size_gb,
         encrypted: source
-            .map_or_else(|| request.encrypted.unwrap_or(true), |source| source.encrypted),
-        filesystem: source.map_or(asked, |source| source.fstype),
-        source: source.map(|source| source.id.clone()),
+            .as_ref()
+            .map_or_else(|| request.encrypted.unwrap_or(true), Source::encrypted),
+        filesystem: source.as_ref().map_or(asked, Source::filesystem),
+        source: copied,
+        snapshot,
         snapshot_retention: request
             .snapshot_retention
             .filter(|days| *days > 0)

@@ -22,7 +22,7 @@ use crate::http::{
 /// Most volumes per page, as the reference has it.
 const MAX_PAGE: u64 = 1000;
 
-/// List the volumes of an app, in the order of their ids.
+/// List the volumes of an app, oldest first.
 ///
 /// Deleted ones are in it until they are gone.
 #[utoipa::path(
@@ -56,15 +56,14 @@ pub(crate) async fn list(
     let own: HashSet<_> = placed.map(|placed| placed.id).collect();
     let found = context.view.volumes_of_app(&app.name).into_iter().map(|record| record.volume);
     let mut found: Vec<_> = found.filter(|volume| own.contains(&volume.id)).collect();
+    found.sort_by_cached_key(place);
     let mut next = None;
     if let Some(page) = page {
         let first = caddis_api::time::milliseconds(page.cursor.first_ms.into());
-        found.retain(|volume| {
-            volume.id.as_str() > page.cursor.after.as_str() && volume.created_at <= first
-        });
+        found.retain(|volume| place(volume) > page.cursor.after && volume.created_at <= first);
         let more = found.len() > page.limit;
         found.truncate(page.limit);
-        next = found.last().filter(|_| more).map(|last| page.cursor.following(&last.id, 0));
+        next = found.last().filter(|_| more).map(|last| page.cursor.following(place(last), 0));
     }
     if is_summary {
         found = found.into_iter().map(summary).collect();
@@ -74,4 +73,9 @@ pub(crate) async fn list(
         response.headers_mut().insert("fly-next-cursor", next);
     }
     Ok(response)
+}
+
+/// By what lists are sorted: all times are written alike.
+fn place(volume: &Volume) -> String {
+    format!("{} {}", volume.created_at, volume.id)
 }

@@ -4,7 +4,10 @@ use axum::{Json, extract::State};
 use caddis_api::{
     Volume,
     error::ErrorBody,
-    volume::{ExtendVolumeReply, ExtendVolumeRequest, UpdateVolumeRequest, VolumeOperation},
+    fields::unknown_of_volume_update,
+    volume::{
+        ChangedVolume, ExtendVolumeReply, ExtendVolumeRequest, UpdateVolumeRequest, VolumeOperation,
+    },
 };
 use caddis_bus::message::{VolumeAction, WorkerReply, WorkerRequest};
 
@@ -14,7 +17,7 @@ use crate::{
         authorization::VolumePath,
         context::{AskError, Context},
         errors::{HttpError, unexpected},
-        extract::JsonBody,
+        extract::{JsonBody, Named},
         responses::{BadBody, NoVolume},
     },
 };
@@ -61,7 +64,7 @@ pub(crate) async fn get(
     params(VolumePath),
     request_body = UpdateVolumeRequest,
     responses(
-        (status = 200, description = "The volume", body = Volume),
+        (status = 200, description = "The volume", body = ChangedVolume),
         NoVolume,
         BadBody,
         (status = 412, description = "The volume is deleted", body = ErrorBody),
@@ -70,12 +73,14 @@ pub(crate) async fn get(
 pub(crate) async fn update(
     State(context): State<Context>,
     path: VolumePath,
-    JsonBody(request): JsonBody<UpdateVolumeRequest>,
-) -> Result<Json<Volume>, HttpError> {
+    Named(request, names): Named<UpdateVolumeRequest>,
+) -> Result<Json<ChangedVolume>, HttpError> {
     request.check()?;
+    let warnings = unknown_of_volume_update(names.iter().map(String::as_str));
     let UpdateVolumeRequest { snapshot_retention, auto_backup_enabled } = request;
     let action = VolumeAction::Update { snapshot_retention, auto_backup_enabled };
-    Ok(Json(path.act(&context, action).await?.volume))
+    let volume = path.act(&context, action).await?.volume;
+    Ok(Json(ChangedVolume { volume, warnings }))
 }
 
 /// Delete a volume.

@@ -20,14 +20,14 @@ use caddis_api::{
     hold::Hold,
     lease::{Lease, PublicLease},
     requests::{Memory, StartReply},
-    volume::Filesystem,
+    volume::{Filesystem, SnapshotStatus},
 };
 use caddis_bus::{
     Bus, Handler, InProcessBus, Serving,
     message::{
         self, ANNOUNCE_INTERVAL, ANNOUNCEMENTS, Action, Announcement, CreateVolume, DELTAS, Delta,
-        Envelope, MachineEgress, MachineRecord, Offer, VersionRecord, VolumeRecord, WorkerReply,
-        WorkerRequest, WorkerResult,
+        Envelope, MachineEgress, MachineRecord, Offer, SnapshotRecord, VersionRecord, VolumeRecord,
+        WorkerReply, WorkerRequest, WorkerResult,
     },
     stream::frames::{self, Frame},
 };
@@ -81,6 +81,10 @@ pub struct State {
     pub volume_lists: u64,
     /// The next creates and changes of volumes fail so.
     pub volume_errors: VecDeque<ApiError>,
+    /// In the order in which they were taken.
+    pub snapshots: Vec<SnapshotRecord>,
+    /// It says nothing of them.
+    pub silent_snapshots: bool,
     /// Every machine runs a moment after each change.
     pub prompt: bool,
 }
@@ -187,6 +191,15 @@ impl FakeWorker {
         };
         let request = WorkerRequest::CreateVolume(Box::new(create));
         self.state().volumes(&self.id, request).unwrap();
+    }
+
+    /// Has a snapshot of a volume that it has. It is there.
+    pub fn add_snapshot(&self, volume: &str, id: &str) {
+        let (volume, snapshot) = (volume.parse().unwrap(), id.parse().unwrap());
+        let request = WorkerRequest::TakeSnapshot { volume, snapshot };
+        let mut state = self.state();
+        state.volumes(&self.id, request).unwrap();
+        state.snapshots.last_mut().unwrap().snapshot.status = SnapshotStatus::Created;
     }
 
     pub fn state(&self) -> MutexGuard<'_, State> {

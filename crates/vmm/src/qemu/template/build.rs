@@ -17,9 +17,9 @@ use crate::qemu::{
     disks::Backing,
     launch::{Launch, QMP_SOCKET, Source},
     panicked,
-    pool::{Part, warm_up, warm_up_disk},
     qmp::Qmp,
     unassigned::{self, BUILDING, UnassignedVm},
+    warm_up::{Part, warm_up, warm_up_disk},
 };
 use crate::{Shape, Slot, Start, VmmError, boot::BootFiles};
 
@@ -110,6 +110,7 @@ impl Driver {
             cpu_weight: CPU_WEIGHT,
             disks: Backing::WarmUp(disk),
             volumes: &[],
+            volume_limits: None,
             modules: None,
             tap: None,
             mac: MAC,

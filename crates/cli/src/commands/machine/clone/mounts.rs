@@ -1,6 +1,10 @@
 //! The volumes of a clone: each has its own.
 
-use caddis_api::{Machine, Volume, config::Guest, volume::CreateVolumeRequest};
+use caddis_api::{
+    Machine, Volume,
+    config::Guest,
+    volume::{CreateVolumeRequest, SnapshotStatus},
+};
 use caddis_client::Client;
 use serde_json::{Map, Value};
 
@@ -67,6 +71,12 @@ impl<'a> Wanted<'a> {
             config.insert("mounts".to_owned(), Value::Array(vec![mount]));
             return Ok(Vec::new());
         }
+        if mounts.len() > 1 && self.clone.from_snapshot.as_deref().is_some_and(|id| id != "last") {
+            return Err(CliError::new(
+                "Can't use --from-snapshot with an ID for Machines with more than 1 volume: use \
+                 'last'.",
+            ));
+        }
         let guest =
             config.get("guest").cloned().and_then(|guest| serde_json::from_value(guest).ok());
         let (mut filled, mut made) = (Vec::new(), Vec::new());
@@ -132,7 +142,9 @@ impl<'a> Wanted<'a> {
         let snapshot = match self.clone.from_snapshot.as_deref() {
             Some("last") => {
                 let snapshots = client.list_volume_snapshots(app, old.id.as_str()).await?;
-                let last = snapshots.into_iter().max_by(|a, b| a.created_at.cmp(&b.created_at));
+                let there =
+                    snapshots.into_iter().filter(|one| one.status == SnapshotStatus::Created);
+                let last = there.max_by(|a, b| a.created_at.cmp(&b.created_at));
                 match &last {
                     Some(last) => printer.out(format_args!(
                         "Creating new volume from snapshot {} of {}",

@@ -25,7 +25,7 @@ pub struct List {
 }
 
 pub async fn run(list: List, session: &Session) -> Result<(), CliError> {
-    let (client, app, volume) = list.which.find(session).await?;
+    let (client, app, volume) = list.which.find_where(session, |_| true).await?;
     let snapshots = client.list_volume_snapshots(&app, &volume).await?;
     let printer = &session.printer;
     if list.json {
@@ -39,8 +39,8 @@ pub async fn run(list: List, session: &Session) -> Result<(), CliError> {
         vec![
             snapshot.id.to_string(),
             snapshot.status.as_str().to_owned(),
-            size::mebibytes(snapshot.size),
-            size::mebibytes(snapshot.volume_size),
+            size::binary(snapshot.size),
+            size::binary(snapshot.volume_size),
             time::relative(&snapshot.created_at, now),
             snapshot.retention_days.to_string(),
         ]
@@ -49,5 +49,12 @@ pub async fn run(list: List, session: &Session) -> Result<(), CliError> {
     let headers = ["ID", "Status", "Stored Size", "Vol Size", "Created At", "Retention Days"];
     printer.table("Snapshots", &headers, &rows)?;
     let total = snapshots.iter().map(|snapshot| snapshot.size).sum();
-    Ok(printer.out(format_args!("\nTotal stored size: {}", size::mebibytes(total)))?)
+    printer.out(format_args!("\nTotal stored size: {}", size::binary(total)))?;
+    for snapshot in &snapshots {
+        if let Some(error) = snapshot.operation.as_ref().and_then(|row| row.error.as_ref()) {
+            let (id, status) = (&snapshot.id, snapshot.status.as_str());
+            printer.note(format_args!("Snapshot {id} is {status}: {error}"))?;
+        }
+    }
+    Ok(())
 }

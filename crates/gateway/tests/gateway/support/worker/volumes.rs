@@ -1,12 +1,13 @@
 //! Volumes of the scripted worker: there at once, and attached as soon as a machine has them.
 
 use caddis_api::{
-    ApiError, MachineId, UnixMillis, Volume, VolumeId, WorkerId,
+    ApiError, ErrorCode, MachineId, SnapshotId, UnixMillis, Volume, VolumeId, WorkerId,
     config::Mount,
-    volume::{VolumeState, zone_of},
+    volume::{SnapshotStatus, VolumeSnapshot, VolumeState, zone_of},
 };
 use caddis_bus::message::{
-    CreateVolume, VolumeAction, VolumeRecord, WorkerReply, WorkerRequest, WorkerResult,
+    CreateVolume, SnapshotRecord, VolumeAction, VolumeRecord, WorkerReply, WorkerRequest,
+    WorkerResult,
 };
 
 use super::State;
@@ -18,7 +19,11 @@ pub fn new_volume(create: &CreateVolume, worker: &WorkerId) -> Volume {
     Volume {
         id: create.id.clone(),
         name: create.name.clone(),
-        state: if create.source.is_some() { VolumeState::Hydrating } else { VolumeState::Created },
+        state: match (&create.source, &create.snapshot) {
+            (Some(_), _) => VolumeState::Hydrating,
+            (_, Some(_)) => VolumeState::Restoring,
+            _ => VolumeState::Created,
+        },
         size_gb: create.size_gb,
         region: create.region.clone(),
         zone: zone_of(worker),
@@ -42,6 +47,27 @@ pub fn new_volume(create: &CreateVolume, worker: &WorkerId) -> Volume {
         bytes_since_snapshot: None,
         deleted_until: None,
         operation: None,
+    }
+}
+
+/// The `count`th that it takes.
+fn new_snapshot(of: &VolumeRecord, id: SnapshotId, count: usize) -> SnapshotRecord {
+    SnapshotRecord {
+        volume: of.volume.id.clone(),
+        name: of.volume.name.clone(),
+        app: of.app.clone(),
+        filesystem: of.volume.fstype,
+        encrypted: of.volume.encrypted,
+        snapshot: VolumeSnapshot {
+            id,
+            size: 0,
+            volume_size: u64::from(of.volume.size_gb) << 30,
+            digest: String::new(),
+            created_at: format!("2026-03-31T06:08:{count:02}.000Z"),
+            status: SnapshotStatus::Waiting,
+            retention_days: of.volume.snapshot_retention,
+            operation: None,
+        },
     }
 }
 
@@ -116,8 +142,47 @@ impl State {
                     revision: self.volume_revision,
                 })
             }
-            other => Err(ApiError::internal(format!("{other:?} is not about volumes"))),
+            request => self.of_snapshots(request),
         }
+    }
+
+    fn of_snapshots(&mut self, request: WorkerRequest) -> WorkerResult {
+        let records = match request {
+            WorkerRequest::TakeSnapshot { volume, snapshot } => {
+                if let Some(error) = self.volume_errors.pop_front() {
+                    return Err(error);
+                }
+                let record = self.volumes.get(&volume).ok_or_else(ApiError::volume_not_found)?;
+                if !self.snapshots.iter().any(|known| known.snapshot.id == snapshot) {
+                    let new = new_snapshot(record, snapshot.clone(), self.snapshots.len());
+                    self.snapshots.push(new);
+                }
+                self.snapshots_where(|known| known.snapshot.id == snapshot)
+            }
+            WorkerRequest::ListSnapshots { volume } => {
+                self.snapshots_where(|known| known.volume == volume)
+            }
+            WorkerRequest::GetSnapshot { .. } if self.silent_snapshots => {
+                return Err(ApiError::new(ErrorCode::Unavailable, "not now"));
+            }
+            WorkerRequest::GetSnapshot { snapshot } => {
+                self.snapshots_where(|known| known.snapshot.id == snapshot)
+            }
+            WorkerRequest::DeleteSnapshot { volume, snapshot } => {
+                self.snapshots
+                    .retain(|known| known.volume != volume || known.snapshot.id != snapshot);
+                Vec::new()
+            }
+            other => {
+                return Err(ApiError::internal(format!("{other:?} is not about volumes")));
+            }
+        };
+        Ok(WorkerReply::Snapshots { records })
+    }
+
+    /// Newest first.
+    fn snapshots_where(&self, holds: impl Fn(&SnapshotRecord) -> bool) -> Vec<SnapshotRecord> {
+        self.snapshots.iter().rev().filter(|known| holds(known)).cloned().collect()
     }
 
     /// Counts a change of a volume.

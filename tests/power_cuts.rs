@@ -1,0 +1,310 @@
+//! Power cuts at any moment and faults of the host's disk, below the volume of a real VM: what a
+//! program was told is on the disk is there, the file system is whole, and no fault is passed on.
+
+use std::{
+    ffi::OsStr,
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use caddis_testkit::{Output, run};
+use caddis_vmm::{DiskFormat, Vmm};
+use caddis_volume::{Filesystem, VolumeId};
+use nix::libc;
+use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
+use serde_json::json;
+use tokio::time::timeout;
+
+use crate::{
+    driver::{NONE, QemuHost},
+    volumes::{Machine, Running, disk_of, ext4, on_a_host},
+};
+
+mod layer;
+mod log;
+
+use layer::Layers;
+use log::Log;
+
+/// Of the moments between two flushes that are tried.
+const SEED: u64 = 21;
+/// Between two looks whether a VM stands still.
+const LOOK: Duration = Duration::from_millis(20);
+/// Size of the file that is synced with each row, 512 bytes each.
+const BLOCKS: usize = 40;
+
+fn is_soak() -> bool {
+    std::env::var_os("CADDIS_SOAK").is_some()
+}
+
+/// A machine whose root disk has a database beside busybox.
+fn machine<'a>(host: &'a QemuHost, driver: &'a dyn Vmm) -> Result<Machine<'a>> {
+    let mut machine = Machine::new(host, driver, "m1")?;
+    let (tree, image) = (host.data.join("tree"), host.data.join("sqlite.img"));
+    if !image.exists() {
+        let copy = |file: &str| -> Result<()> {
+            let to = tree.join(file.trim_start_matches('/'));
+            fs::create_dir_all(to.parent().context("a directory")?)?;
+            fs::copy(file, to).with_context(|| format!("copying {file}")).map(drop)
+        };
+        copy("/usr/bin/sqlite3")?;
+        let libraries = run(["ldd", "/usr/bin/sqlite3"])?;
+        libraries.split_whitespace().filter(|word| word.starts_with('/')).try_for_each(copy)?;
+        let words = ["mke2fs", "-q", "-t", "ext4", "-d"].map(str::to_owned);
+        let rest = [tree.to_string_lossy(), image.to_string_lossy(), "64M".into()];
+        run(words.into_iter().chain(rest.map(|word| word.into_owned())))?;
+    }
+    machine.spec.disks[0].format = DiskFormat::Overlay(image);
+    Ok(machine)
+}
+
+async fn begin(
+    machine: &Machine<'_>,
+    volume: &VolumeId,
+    secret: bool,
+) -> Result<(Running, Layers)> {
+    let (vm, mounts) = machine.launch(&[ext4(volume, "/data")]).await?;
+    let layers = Layers::connect(&machine.spec.directory, secret)?;
+    let running = machine.configure(vm, mounts).await?;
+    ensure!(running.failure.is_none(), "{:?}", running.failure);
+    Ok((running, layers))
+}
+
+/// Adds a row to a database and a file beside it, both synced when it returns: `extra`, since a
+/// rollback journal is removed to commit, and `full` does not sync the directory of that.
+async fn write(vm: &Running, number: usize) -> Result<()> {
+    let line = format!(
+        "sqlite3 /data/db 'pragma synchronous = extra; \
+         insert into rows values ({number}, randomblob(3000))' && \
+         yes {number} | dd of=/data/file-{number} bs=512 count={BLOCKS} iflag=fullblock \
+         conv=fsync 2>/dev/null"
+    );
+    vm.shell(&line).await.map(drop)
+}
+
+fn outcome(words: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Result<Output> {
+    let mut words = words.into_iter();
+    let program = words.next().context("a program")?;
+    Ok(Command::new(program).args(words).output()?.into())
+}
+
+/// A copy of a volume's file as it was at the end of an unexpected night.
+struct Remains<'a> {
+    disk: PathBuf,
+    raw: PathBuf,
+    tree: PathBuf,
+    /// What opens it, if it is encrypted.
+    passphrase: Option<&'a str>,
+}
+
+impl<'a> Remains<'a> {
+    fn new(host: &QemuHost, passphrase: Option<&'a str>) -> Self {
+        let [disk, raw, tree] =
+            ["remains.qcow2", "remains", "found"].map(|name| host.data.join(name));
+        Self { disk, raw, tree, passphrase }
+    }
+
+    /// What a command of `qemu-img` says of it, with what stands before and behind it.
+    fn qemu_img(&self, before: &[&str], behind: &[&str]) -> Result<Output> {
+        let mut options = format!("driver=qcow2,file.filename={}", self.disk.display());
+        let mut words = vec!["qemu-img".to_owned()];
+        words.extend(before.iter().map(|word| (*word).to_owned()));
+        if let Some(passphrase) = self.passphrase {
+            words.extend(["--object".to_owned(), format!("secret,id=key,data={passphrase}")]);
+            options += ",encrypt.format=luks,encrypt.key-secret=key";
+        }
+        words.extend(["--image-opts".to_owned(), options]);
+        words.extend(behind.iter().map(|word| (*word).to_owned()));
+        outcome(words)
+    }
+
+    /// Mounts it, as far as a host does without a kernel for it, and looks for all rows and files
+    /// up to a number. More may be there.
+    fn have(&self, written: Option<usize>) -> Result<()> {
+        // 3: clusters that nobody uses.
+        let checked = self.qemu_img(&["check", "-q"], &[])?;
+        ensure!(matches!(checked.code, Some(0 | 3)), "qemu-img check: {checked:?}");
+        let raw = self.raw.to_string_lossy();
+        let converted = self.qemu_img(&["convert", "-O", "raw"], &[&raw])?;
+        ensure!(converted.code == Some(0), "{converted:?}");
+        // From the journal, and what was deleted while it was open; anything else is refused.
+        let replayed = outcome(["e2fsck", "-p", &raw])?;
+        ensure!(matches!(replayed.code, Some(0 | 1)), "e2fsck -p: {replayed:?}");
+        run(["e2fsck", "-f", "-n", &raw])?;
+        let Some(written) = written else { return Ok(()) };
+        let _ = fs::remove_dir_all(&self.tree);
+        fs::create_dir(&self.tree)?;
+        run(["debugfs", "-R", &format!("rdump / {}", self.tree.display()), &raw])?;
+        let database = self.tree.join("db");
+        let query = "pragma integrity_check; select count(*), max(n) from rows;";
+        let said = run(["sqlite3", &database.to_string_lossy(), query])?;
+        let (verdict, numbers) = said.trim().split_once('\n').context("two lines")?;
+        let (count, last) = numbers.split_once('|').context("two numbers")?;
+        ensure!(verdict == "ok" && count.parse::<usize>()? >= written, "{said}, not {written}");
+        ensure!(written == 0 || count == last, "{said}");
+        for number in 1..=written {
+            let found = fs::read(self.tree.join(format!("file-{number}")))?;
+            let mut expected = format!("{number}\n").repeat(512 * BLOCKS).into_bytes();
+            expected.truncate(512 * BLOCKS);
+            ensure!(found == expected, "file {number}");
+        }
+        Ok(())
+    }
+}
+
+/// What was written when the log had so many bytes.
+fn written_at(acknowledged: &[u64], end: u64) -> Option<usize> {
+    acknowledged.iter().take_while(|length| **length <= end).count().checked_sub(1)
+}
+
+/// Cuts the power after each flush, and at moments in between, when any of what was not flushed yet
+/// may be missing.
+fn cut_everywhere(
+    host: &QemuHost,
+    initial: &Path,
+    log: &Log,
+    acknowledged: &[u64],
+    passphrase: Option<&str>,
+) -> Result<()> {
+    let remains = Remains::new(host, passphrase);
+    let (base, mut random) = (host.data.join("flushed.qcow2"), StdRng::seed_from_u64(SEED));
+    fs::copy(initial, &base)?;
+    let flushed = File::options().read(true).write(true).open(&base)?;
+    let samples = if is_soak() { 4 } else { 1 };
+    let (mut pending, mut cuts) = (Vec::new(), 0);
+    let mut guaranteed = written_at(acknowledged, 0);
+    let mut cut = |entries: &[log::Entry], written: Option<usize>, what: &str| -> Result<()> {
+        run(["cp", "--sparse=always", &base.to_string_lossy(), &remains.disk.to_string_lossy()])?;
+        let disk = File::options().read(true).write(true).open(&remains.disk)?;
+        entries.iter().try_for_each(|entry| log.apply(entry, &disk))?;
+        cuts += 1;
+        remains.have(written).with_context(|| format!("cut {cuts}, {what}, with {written:?}"))
+    };
+    for entry in &log.entries {
+        if !entry.is_flush() {
+            pending.push(*entry);
+            continue;
+        }
+        for _ in 0..samples {
+            if pending.is_empty() {
+                continue;
+            }
+            let first = &pending[..random.random_range(0..pending.len())];
+            cut(first, guaranteed, "in order")?;
+            let some: Vec<_> = pending
+                .iter()
+                .filter(|entry| entry.is_durable() || random.random_bool(0.5))
+                .copied()
+                .collect();
+            cut(&some, guaranteed, "out of order")?;
+        }
+        pending.drain(..).try_for_each(|entry| log.apply(&entry, &flushed))?;
+        guaranteed = written_at(acknowledged, entry.end);
+        cut(&[], guaranteed, "after a flush")?;
+    }
+    eprintln!("{cuts} power cuts in {} entries", log.entries.len());
+    ensure!(guaranteed == Some(acknowledged.len() - 1), "{guaranteed:?} of {acknowledged:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn whenever_the_power_is_cut_what_was_synced_to_a_volume_is_there() {
+    on_a_host(async |host| {
+        let rows = if is_soak() { 100 } else { 3 };
+        let driver = host.qemu(NONE);
+        let machine = machine(host, &driver)?;
+        for (name, secret, journal) in [("vol_plain", false, "delete"), ("vol_secret", true, "wal")]
+        {
+            let volume = host.create_volume(name, Filesystem::Ext4, secret).await;
+            let (initial, path) = (host.data.join("initial.qcow2"), host.data.join("log"));
+            fs::copy(disk_of(host, &volume), &initial)?;
+            let file = File::create_new(&path)?;
+            let (vm, mounts) = machine.launch(&[ext4(&volume, "/data")]).await?;
+            let mut layers = Layers::connect(&machine.spec.directory, secret)?;
+            layers.log_to(File::options().read(true).write(true).open(&path)?)?;
+            let vm = machine.configure(vm, mounts).await?;
+            ensure!(vm.failure.is_none(), "{:?}", vm.failure);
+            let create = format!(
+                "sqlite3 /data/db 'pragma journal_mode = {journal}; pragma synchronous = extra; \
+                 create table rows (n integer primary key, x blob)'"
+            );
+            vm.shell(&create).await?;
+            let mut acknowledged = vec![file.metadata()?.len()];
+            for number in 1..=rows {
+                write(&vm, number).await?;
+                acknowledged.push(file.metadata()?.len());
+            }
+            vm.kill().await?;
+            let writer = machine.open(&volume).await?;
+            let passphrase = writer.key().map(|key| key.passphrase().to_string());
+            writer.release();
+            let log = Log::read(&path)?;
+            cut_everywhere(host, &initial, &log, &acknowledged, passphrase.as_deref())?;
+            fs::remove_file(&path)?;
+        }
+        driver.close().await;
+        Ok(())
+    })
+    .await;
+}
+
+/// Has a VM go on that stands still for the reason that is expected. How many did.
+fn goes_on(layers: &mut Layers, expected: bool) -> Result<u32> {
+    let Some(is_full) = layers.stopped()? else { return Ok(0) };
+    ensure!(is_full == expected, "for want of room: {is_full}");
+    layers.qmp.execute("cont", json!({}), &[])?;
+    Ok(1)
+}
+
+#[tokio::test]
+async fn a_fault_of_the_disk_at_any_request_stops_the_vm_and_is_never_the_guest_s() {
+    on_a_host(async |host| {
+        let each = if is_soak() { 24 } else { 3 };
+        let driver = host.qemu(NONE);
+        let machine = machine(host, &driver)?;
+        let volume = host.create_volume("vol_a", Filesystem::Ext4, true).await;
+        let (vm, mut layers) = begin(&machine, &volume, true).await?;
+        vm.shell("sqlite3 /data/db 'create table rows (n integer primary key, x blob)'").await?;
+        let (mut number, mut hit) = (0, 0);
+        for (errno, expected) in [(libc::ENOSPC, true), (libc::EIO, false)] {
+            // Of data, of tables of the qcow2, of its allocation, and of a flush.
+            for event in ["write_aio", "l2_update", "refblock_update_part", "flush_to_disk"] {
+                for count in 1..=each {
+                    layers.fail(event, count, errno)?;
+                    number += 1;
+                    let mut written = std::pin::pin!(write(&vm, number));
+                    loop {
+                        // It ends though nothing failed where it has fewer of these.
+                        if let Ok(written) = timeout(LOOK, &mut written).await {
+                            written?;
+                            break;
+                        }
+                        hit += goes_on(&mut layers, expected)?;
+                    }
+                    layers.work()?;
+                    // What the kernel writes by itself may have met it.
+                    hit += goes_on(&mut layers, expected)?;
+                }
+            }
+        }
+        eprintln!("{hit} faults of {number}");
+        ensure!(hit as usize > number / 4, "{hit} faults of {number}");
+        let table = vm
+            .shell("grep /data /proc/mounts; dmesg | grep -i -E 'i/o error|ext4.*error' || true")
+            .await?;
+        ensure!(table.lines().count() == 1 && table.contains("rw,"), "{table}");
+        vm.kill().await?;
+        let writer = machine.open(&volume).await?;
+        let passphrase = writer.key().map(|key| key.passphrase().to_string());
+        writer.release();
+        let remains = Remains::new(host, passphrase.as_deref());
+        fs::copy(disk_of(host, &volume), &remains.disk)?;
+        remains.have(Some(number))?;
+        driver.close().await;
+        Ok(())
+    })
+    .await;
+}
