@@ -1,15 +1,20 @@
 //! Connections that the kernel tracks on the host.
 
-use std::{collections::HashSet, io, net::IpAddr};
+use std::{collections::HashSet, fs, io, net::IpAddr, str::FromStr as _};
 
 use crate::{
-    NetworkError,
+    Network, NetworkError,
     netlink::{NESTED, Socket, attribute, find_attribute},
+    network::blocking,
 };
 
 const SUBSYSTEM: u16 = 1 << 8;
 const GET: u16 = SUBSYSTEM | 1;
 const DELETE: u16 = SUBSYSTEM | 2;
+/// `IPCTNL_MSG_CT_GET_STATS_CPU`.
+const STATISTICS: u16 = SUBSYSTEM | 4;
+/// `CTA_STATS_DROP`.
+const DROPPED: u16 = 10;
 
 const ORIGINAL: u16 = 1;
 const REPLY: u16 = 2;
@@ -69,5 +74,67 @@ fn address(tuple: &[u8], kinds: [u16; 2]) -> Option<IpAddr> {
         (Some(octets), _) => Some(IpAddr::from(*octets.first_chunk::<4>()?)),
         (_, Some(octets)) => Some(IpAddr::from(*octets.first_chunk::<16>()?)),
         _ => None,
+    }
+}
+
+/// How full the tables are in which the kernel keeps the connections of machines, and what it has
+/// dropped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Tracked {
+    /// Connections in the fuller table: that of the host, or of its machines.
+    pub count: u64,
+    /// Connections that a table may have: `net.netfilter.nf_conntrack_max`; 0 is any number.
+    pub most: u64,
+    /// Packets that the kernel has dropped since it could not track their connection, also for
+    /// other reasons than a full table.
+    pub dropped: u64,
+}
+
+impl Tracked {
+    /// Whether new connections are dropped. The kernel makes room now and then, so that it is not
+    /// quite full all the time.
+    pub fn is_full(&self) -> bool {
+        self.most > 0 && self.count >= self.most - self.most / 64
+    }
+
+    /// That of the namespace of the calling thread. Blocks.
+    fn here() -> io::Result<Self> {
+        let mut dropped = 0;
+        let mut each = |body: &[u8]| {
+            let attributes = body.get(4..).unwrap_or_default();
+            if let Some(value) = find_attribute(attributes, DROPPED).and_then(<[u8]>::first_chunk) {
+                dropped += u64::from(u32::from_be_bytes(*value));
+            }
+        };
+        Socket::open()?.dump(STATISTICS, 0, &mut each)?;
+        Ok(Self { count: setting("count")?, most: setting("max")?, dropped })
+    }
+}
+
+/// A number that the kernel tells the calling thread.
+fn setting(name: &str) -> io::Result<u64> {
+    let text = fs::read_to_string(format!("/proc/sys/net/netfilter/nf_conntrack_{name}"))?;
+    u64::from_str(text.trim()).map_err(io::Error::other)
+}
+
+impl Network {
+    /// How full the tables are in which the kernel keeps the connections of machines. It tells of a
+    /// full one by dropping packets only, so this is to be asked for.
+    ///
+    /// # Errors
+    /// When the kernel does not say.
+    pub async fn tracked(&self) -> Result<Tracked, NetworkError> {
+        let namespace = self.namespace.clone();
+        blocking(move || {
+            let failed = || NetworkError::io("ask for the connections that the kernel tracks");
+            let host = Tracked::here().map_err(failed())?;
+            let inner = namespace.run(Tracked::here).and_then(|told| told).map_err(failed())?;
+            Ok(Tracked {
+                count: host.count.max(inner.count),
+                most: host.most,
+                dropped: host.dropped + inner.dropped,
+            })
+        })
+        .await
     }
 }

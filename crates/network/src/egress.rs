@@ -34,14 +34,14 @@ pub struct Assignment {
 /// All of a host; at most one for each address of a machine.
 pub type Assignments = BTreeSet<Assignment>;
 
-/// Where it is noted, beside the state of the network.
-fn file(state_file: &Path) -> PathBuf {
+/// Where it is noted who has which: beside the state of the network.
+pub fn egress_file(state_file: &Path) -> PathBuf {
     state_file.with_extension("egress.json")
 }
 
 /// What was noted.
 pub(crate) fn read(state_file: &Path) -> Result<Assignments, NetworkError> {
-    let file = file(state_file);
+    let file = egress_file(state_file);
     let failed = || NetworkError::io(format!("read the egress addresses in {}", file.display()));
     match fs::read(&file) {
         Ok(text) => serde_json::from_slice(&text).map_err(io::Error::other).map_err(failed()),
@@ -51,7 +51,7 @@ pub(crate) fn read(state_file: &Path) -> Result<Assignments, NetworkError> {
 }
 
 pub(crate) fn write(state_file: &Path, assignments: &Assignments) -> Result<(), NetworkError> {
-    let file = file(state_file);
+    let file = egress_file(state_file);
     let failed = || NetworkError::io(format!("write the egress addresses to {}", file.display()));
     let text = serde_json::to_vec(assignments).map_err(io::Error::other).map_err(failed())?;
     state::replace(&file, &text).map_err(failed())

@@ -56,7 +56,8 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 pub use address::{allocate_ipv4, random_mac};
 pub use caddis_guest_protocol::spec::{GATEWAY_V4, GATEWAY_V6};
-pub use egress::{Assignment, Assignments};
+pub use conntrack::Tracked;
+pub use egress::{Assignment, Assignments, egress_file};
 pub use error::NetworkError;
 pub use exhaustion::Refused;
 pub use filter::check_filter;

@@ -142,9 +142,26 @@ impl Socket {
         self.single(kind, 0, resource, body)
     }
 
+    /// Makes one thing of a subsystem. Blocks.
+    #[cfg(test)]
+    pub(crate) fn make(&mut self, kind: u16, family: u8, body: &[u8]) -> io::Result<i32> {
+        self.flagged(CREATE, kind, family, 0, body)
+    }
+
     fn single(&mut self, kind: u16, family: u8, resource: u16, body: &[u8]) -> io::Result<i32> {
+        self.flagged(0, kind, family, resource, body)
+    }
+
+    fn flagged(
+        &mut self,
+        flags: u16,
+        kind: u16,
+        family: u8,
+        resource: u16,
+        body: &[u8],
+    ) -> io::Result<i32> {
         self.sequence = self.sequence.wrapping_add(1);
-        let flags = REQUEST | ACKNOWLEDGE;
+        let flags = REQUEST | ACKNOWLEDGE | flags;
         let request = encode(kind, flags, self.sequence, family, resource, body);
         self.ask(&request, self.sequence..=self.sequence)
     }

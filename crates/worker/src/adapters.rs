@@ -8,7 +8,9 @@ use caddis_api::{ApiError, ErrorCode};
 use caddis_bus::message::ImageSummary;
 use caddis_guest_protocol::spec::NetworkSpec;
 use caddis_image::{Digest, ImageError, ImageStore, OwnFile, Progress, ResolvedImage, RootDisk};
-use caddis_network::{Assignments, Disturbances, MachineAddresses, Network, NetworkError, Refused};
+use caddis_network::{
+    Assignments, Disturbances, MachineAddresses, Network, NetworkError, Refused, Tracked,
+};
 use caddis_vmm::Patch;
 use tokio::sync::watch;
 
@@ -143,6 +145,10 @@ impl HostNetwork for Network {
 
     fn refused(&self) -> Option<watch::Receiver<Refused>> {
         Self::refused(self)
+    }
+
+    async fn tracked(&self) -> Result<Tracked, ApiError> {
+        Self::tracked(self).await.map_err(network_error)
     }
 
     fn guest_spec(&self, addresses: &MachineAddresses) -> NetworkSpec {

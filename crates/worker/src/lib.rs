@@ -32,6 +32,7 @@ mod adapters;
 mod capacity;
 mod checks;
 mod clock;
+mod connections;
 mod disturbance;
 mod egress;
 mod engine;
@@ -157,6 +158,7 @@ impl Worker {
             tokio::spawn(volumes::snapshots::run(shared.clone())),
             tokio::spawn(disturbance::note(shared.clone())),
             tokio::spawn(egress::note(shared.clone())),
+            tokio::spawn(connections::note(shared.clone())),
         ];
         Ok(Self { shared, requests, background })
     }
