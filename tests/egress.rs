@@ -1,6 +1,8 @@
 //! What the outside sees connections of machines with egress addresses come from, through all that
 //! becomes of machines and their server.
 
+use std::time::{Duration, Instant};
+
 use anyhow::{Context as _, Result, ensure};
 use caddis_testkit::{Host, Machine, Options, Outside, run};
 use serde_json::{Value, json};
@@ -12,6 +14,7 @@ const POOLS: [&str; 2] = ["198.51.100.64/28", "2001:db8:100::e:0/112"];
 const FIRST: [&str; 2] = ["198.51.100.65", "2001:db8:100::e:1"];
 const SECOND: [&str; 2] = ["198.51.100.66", "2001:db8:100::e:2"];
 const HOST: [&str; 2] = [Host::ADDRESS, Host::ADDRESS_V6];
+const TIMEOUT: Duration = Duration::from_secs(60);
 const IDLE: &str = "sleep 1000000";
 
 fn options() -> Options {
@@ -36,13 +39,20 @@ async fn comes_from(machine: &Machine, host: &Host, expected: [&str; 2]) -> Resu
     Ok(())
 }
 
+/// The gateway releases what a machine had once it hears of its end.
 async fn until_gone(stand: &Stand<'_>, machine: &Machine) -> Result<()> {
     machine.destroy().await?;
     let path = format!("/v1/apps/{APP}/egress_ips");
-    let left = stand.server.api().get(&path).await?.ok()?;
-    let is_left = |it: &Value| it["machine_id"] == machine.id();
-    ensure!(!left["egress_ips"].as_array().context("a list")?.iter().any(is_left), "{left}");
-    Ok(())
+    let begun = Instant::now();
+    loop {
+        let left = stand.server.api().get(&path).await?.ok()?;
+        let is_left = |it: &Value| it["machine_id"] == machine.id();
+        if !left["egress_ips"].as_array().context("a list")?.iter().any(is_left) {
+            return Ok(());
+        }
+        ensure!(begun.elapsed() < TIMEOUT, "{left}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 #[tokio::test]

@@ -28,8 +28,8 @@ pub use memory::MemoryStore;
 pub use records::{
     Access, Address, AddressKind, AddressPool, AppPage, AppQuery, AppRecord, AppState,
     EgressAddress, EgressBlock, IdempotencyState, KeyedRequest, NewAddress, NewApp, NewEgress,
-    NewPlacement, NewVolume, Placement, PrivateNetwork, StoredResponse, TokenRecord, TokenScope,
-    VolumePlacement, WantedAddress, WorkerEgress,
+    NewPlacement, NewVolume, Placement, PrivateNetwork, SharedAddress, StoredResponse, TokenRecord,
+    TokenScope, VolumePlacement, WantedAddress, WorkerEgress,
 };
 pub use rules::{Catalog, Clock, REQUEST_LEASE, REQUEST_RETENTION};
 pub use sqlite::{SqliteError, SqliteStore};

@@ -298,13 +298,16 @@ pub struct NewEgress {
     pub pools: Vec<AddressPool>,
 }
 
+/// An egress address that a machine has, and the first and last port of it if it shares it.
+pub type SharedAddress = (IpAddr, Option<(u16, u16)>);
+
 /// What machines of a worker have.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct WorkerEgress {
     /// Rises with every change of any egress address.
     pub revision: u64,
     /// Each with its addresses, and the first and last port of those it shares.
-    pub machines: BTreeMap<MachineId, Vec<(IpAddr, Option<(u16, u16)>)>>,
+    pub machines: BTreeMap<MachineId, Vec<SharedAddress>>,
 }
 
 /// A request that came with a key of its client, so that it may be sent again.

@@ -1,10 +1,10 @@
-//! Tells workers which egress addresses their machines have. The catalog knows; a worker is told all
-//! of its machines at once, when something of that has changed, and when it is new or was away.
+//! Tells workers which egress addresses their machines have. The catalog knows; a worker is told
+//! all of its machines at once, when something of that has changed, and when it is new or was away.
 //!
 //! An address that was taken away is free again only once every worker knows of that, so that no
 //! connection under it is left when another app gets it.
 
-use std::{collections::HashMap, time::Duration};
+use std::time::Duration;
 
 use caddis_api::{ApiError, WorkerId};
 use caddis_bus::{
@@ -12,7 +12,6 @@ use caddis_bus::{
     message::{EgressSource, MachineEgress, WorkerReply, WorkerRequest},
 };
 use caddis_view::Change;
-use parking_lot::Mutex;
 use tokio::sync::broadcast::{self, error::RecvError};
 
 use crate::http::{context::Context, errors::unexpected};
@@ -20,16 +19,12 @@ use crate::http::{context::Context, errors::unexpected};
 /// Until a worker that could not be told is told again.
 const AGAIN: Duration = Duration::from_secs(1);
 
-/// Which change each worker has been told last.
-#[derive(Debug, Default)]
-pub(crate) struct Told(Mutex<HashMap<WorkerId, u64>>);
-
 /// Tells a worker what its machines have, if it does not know. Once this has ended new connections
 /// come from it.
 pub(crate) async fn tell(context: &Context, worker: &WorkerId) -> Result<u64, AskError> {
     let refused = |error| AskError::Refused(ApiError::from(error));
     let egress = context.catalog.egress_of_worker(worker).await.map_err(refused)?;
-    let known = context.egress.0.lock().get(worker).copied();
+    let known = context.egress_told.lock().get(worker).copied();
     if known.is_some_and(|known| known >= egress.revision) {
         return Ok(egress.revision);
     }
@@ -44,7 +39,7 @@ pub(crate) async fn tell(context: &Context, worker: &WorkerId) -> Result<u64, As
         WorkerRequest::SetEgress { revision: egress.revision, machines: machines.collect() };
     match context.ask(worker, request, context.settings.request_deadline).await? {
         WorkerReply::Egress { revision } => {
-            let mut told = context.egress.0.lock();
+            let mut told = context.egress_told.lock();
             let told = told.entry(worker.clone()).or_default();
             *told = (*told).max(revision);
             Ok(revision)
@@ -88,7 +83,7 @@ pub(crate) async fn follow(context: Context, mut changes: broadcast::Receiver<Ch
             change = changes.recv() => match change {
                 // It may be another process than before.
                 Ok(Change::Listed(worker)) => {
-                    context.egress.0.lock().remove(&worker);
+                    context.egress_told.lock().remove(&worker);
                 }
                 Ok(Change::Host(_)) | Err(RecvError::Lagged(_)) => {}
                 Ok(_) => continue,

@@ -122,6 +122,7 @@ pub async fn note(shared: Arc<Shared>) {
     let mut known = BTreeMap::new();
     while refused.changed().await.is_ok() {
         let counts = shared.egress.by_machine(&refused.borrow_and_update());
+        let mut is_told = false;
         for (machine, count) in &counts {
             let before = known.get(machine).copied().unwrap_or_default();
             let (Some(owner), true) = (shared.owner(machine), *count > before) else { continue };
@@ -138,9 +139,12 @@ pub async fn note(shared: Arc<Shared>) {
             });
             // One that has just ended hears of nothing.
             let _ = owner.send(Message::Note { kind: "network", details }).await;
+            is_told = true;
         }
         known = counts;
-        shared.clock.sleep(BACKOFF).await;
+        if is_told {
+            shared.clock.sleep(BACKOFF).await;
+        }
     }
     // The network ends with the server.
     std::future::pending().await

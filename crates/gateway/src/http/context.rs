@@ -1,6 +1,6 @@
 //! What all endpoints share, and how they reach machines and workers.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use caddis_api::{ApiError, AppName, ErrorCode, VolumeId, WorkerId};
 use caddis_bus::{
@@ -9,10 +9,10 @@ use caddis_bus::{
 };
 use caddis_catalog::Catalog;
 use caddis_view::{Superseded, View, ViewSettings};
+use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    egress::Told,
     http::{in_flight::InFlight, limits::Limits, underway::Underway},
     regions::Regions,
     settings::{GatewayParts, Settings},
@@ -42,8 +42,8 @@ pub(crate) struct Inner {
     pub volume_deletions: Underway<VolumeId>,
     /// Volumes that were placed, and may never be made.
     pub missing_volumes: Underway<VolumeId>,
-    /// What workers know of egress addresses.
-    pub egress: Told,
+    /// The last change of egress addresses that each worker has been told.
+    pub egress_told: Mutex<HashMap<WorkerId, u64>>,
     pub limits: Option<Arc<Limits>>,
     pub in_flight: InFlight,
     /// Ends waits and event streams.
@@ -75,7 +75,7 @@ impl Inner {
             superseding: Underway::default(),
             volume_deletions: Underway::default(),
             missing_volumes: Underway::default(),
-            egress: Told::default(),
+            egress_told: Mutex::default(),
             in_flight: InFlight::default(),
             closing: CancellationToken::new(),
             ending: CancellationToken::new(),

@@ -1,6 +1,8 @@
 //! What somebody outside sees connections of machines come from. Outside is a namespace that is on
 //! one bridge with the host, in the same networks as the egress addresses.
 
+mod exhaustion;
+
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
     io::{self, ErrorKind, Read as _, Write as _},
@@ -328,42 +330,6 @@ fn nothing_passes_under_a_wrong_address_while_another_program_changes_the_filter
         look(&mut || true);
         let right: BTreeSet<_> = [OWN, SHARED].concat().into_iter().map(ip).collect();
         assert_eq!(seen, right);
-    });
-}
-
-#[test]
-fn a_machine_without_a_free_port_is_refused_at_once_and_the_server_told() {
-    on_a_host(async || {
-        let directory = tempfile::tempdir().unwrap();
-        let place = Place::beside(&directory);
-        let outside = Outside::start(&directory).await;
-        let network = start(&place).await;
-        let machine = Machine::start(&network, &directory, "caddis1", "fdaa:0:5:7::2").await;
-        let assignments = assigned(&machine, SHARED, Some((1024, 2047)));
-        network.set_egress(assignments.clone().into()).await.unwrap();
-        let mut refused = network.refused().unwrap();
-        for family in [0, 1] {
-            let to = SocketAddr::new(ip(OUTSIDE[family]), 7);
-            let mut senders = Vec::new();
-            for _ in 0..1023 {
-                let sender = udp(&machine, to);
-                reached(&outside.udp[family], &sender);
-                senders.push(sender);
-            }
-            let last = udp(&machine, to);
-            last.send(b"one more").unwrap();
-            let error = last.recv(&mut [0]).unwrap_err();
-            let expected =
-                if family == 0 { ErrorKind::HostUnreachable } else { ErrorKind::PermissionDenied };
-            assert_eq!(error.kind(), expected);
-            let own = assignments[family].machine;
-            refused.wait_for(|refused| refused.contains_key(&own)).await.unwrap();
-            // Elsewhere there are ports, and over another protocol.
-            outside.sees(&machine, TCP, family);
-            outside.sees(&machine, ICMP, family);
-        }
-        let counted = run("nft list chain inet caddis-0 exhausted");
-        assert!(counted.contains("counter packets 2 "), "{counted}");
     });
 }
 
