@@ -70,6 +70,7 @@ impl QemuHost {
             run_directory: caddis_network::RUN_DIRECTORY.into(),
             ipv4_pool: None,
             allowed: Vec::new(),
+            egress_pools: Vec::new(),
             dns_upstreams: Vec::new(),
             names: None,
         };

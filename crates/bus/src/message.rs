@@ -4,6 +4,7 @@
 //! workers of a region, [`DELTAS`] for changes of state, [`ANNOUNCEMENTS`] for hosts that are
 //! there.
 
+mod egress;
 mod offer;
 mod policies;
 mod record;
@@ -20,6 +21,7 @@ use caddis_api::{RegionCode, UnixMillis, WorkerId};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 pub use self::{
+    egress::{EgressSource, MachineEgress},
     offer::{Offer, Question},
     policies::{Allowance, AppPolicies, Policy},
     record::{Announcement, Delta, LARGE_CONFIG_BYTES, MachineRecord},

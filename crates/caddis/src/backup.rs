@@ -1,5 +1,6 @@
-//! `caddis backup` and `caddis restore`: consistent copies of the databases of a data directory, as
-//! one tar file, and of its installation key where that is asked for.
+//! `caddis backup` and `caddis restore`: consistent copies of the databases of a data directory and
+//! of the egress addresses of its machines, as one tar file, and of its installation key where that
+//! is asked for.
 
 use std::{
     fs::{self, File},
@@ -9,6 +10,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
+use caddis_network::Assignments;
 use clap::Args;
 use rusqlite::{Connection, OpenFlags, backup::Backup};
 
@@ -19,6 +21,9 @@ use crate::{
 
 /// What is saved, by its name in the data directory.
 const DATABASES: [&str; 2] = [instance::CATALOG, instance::WORKER_DATABASE];
+/// The egress addresses of machines: those that a server starts again use them from the beginning,
+/// before a gateway tells of them.
+const EGRESS: &str = "network.egress.json";
 /// Pages copied before writers get a turn.
 const PAGES: i32 = 1000;
 
@@ -108,6 +113,10 @@ fn save(data_dir: &Path, file: &Path, with_key: bool) -> Result<u64> {
             .with_context(|| format!("can't copy {}", source.display()))?;
         archive.append_path_with_name(&copy, name)?;
     }
+    let egress = data_dir.join(EGRESS);
+    if egress.exists() {
+        archive.append_path_with_name(&egress, EGRESS)?;
+    }
     if with_key {
         let path = data_dir.join(instance::INSTALLATION_KEY);
         ensure!(InstallationKey::open(&path)?.is_some(), "{} is missing", path.display());
@@ -158,6 +167,14 @@ pub fn restore(arguments: &RestoreArguments) -> Result<()> {
                 InstallationKey::parse(&text)
                     .context("the installation key in the backup is damaged")?,
             );
+            continue;
+        }
+        if path == Path::new(EGRESS) {
+            let draft = work.path().join(EGRESS);
+            std::io::copy(&mut entry, &mut File::create(&draft)?)?;
+            serde_json::from_slice::<Assignments>(&fs::read(&draft)?)
+                .context("the egress addresses in the backup are damaged; nothing was changed")?;
+            found.push((EGRESS, draft));
             continue;
         }
         let Some(name) = DATABASES.into_iter().find(|name| Path::new(name) == path) else {
@@ -214,6 +231,8 @@ pub fn restore(arguments: &RestoreArguments) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use caddis_network::egress_file;
+
     use super::*;
 
     fn database(path: &Path, value: i64) {
@@ -259,6 +278,24 @@ mod tests {
         assert_eq!((sum(&data_dir.join(DATABASES[0])), sum(&data_dir.join(DATABASES[1]))), (1, 2));
         let key = data_dir.join(instance::INSTALLATION_KEY);
         assert!(!key.exists(), "it was not saved");
+        let egress = egress_file(&data_dir.join(instance::NETWORK_STATE));
+        assert!(!egress.exists(), "there was none");
+
+        let addresses = r#"[{"machine":"10.201.0.2","address":"192.0.2.1","ports":[1024,2047]}]"#;
+        fs::write(&egress, addresses).unwrap();
+        let file = directory.path().join("with_egress.tar");
+        backup(&BackupArguments { file: file.clone(), ..arguments }).await.unwrap();
+        fs::write(&egress, "[]").unwrap();
+        let text = fs::read(&file).unwrap();
+        let place = text.windows(addresses.len()).position(|at| at == addresses.as_bytes());
+        let mut bytes = text.clone();
+        bytes[place.unwrap()] = b'x';
+        fs::write(&damaged, bytes).unwrap();
+        let error = restore_with(&damaged, true).unwrap_err().to_string();
+        assert!(error.contains("the egress addresses in the backup are damaged"), "{error}");
+        assert_eq!(fs::read_to_string(&egress).unwrap(), "[]");
+        restore_with(&file, true).unwrap();
+        assert_eq!(fs::read_to_string(&egress).unwrap(), addresses);
 
         let file = directory.path().join("with_key.tar");
         let arguments =

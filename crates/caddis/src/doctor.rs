@@ -95,7 +95,7 @@ struct Report {
 /// Runs it. The exit code is 0 when nothing has failed.
 pub async fn run(arguments: DoctorArguments) -> Result<ExitCode> {
     let settings = arguments.serve.resolve()?;
-    let (server, network) = (server(&settings.data_dir).await, network(&settings.data_dir).await);
+    let (server, network) = (server(&settings.data_dir).await, network(&settings).await);
     let snapshots = snapshots::check(&settings).await;
     let mut checks = tokio::task::spawn_blocking(move || checks(&settings)).await?;
     checks.extend([snapshots, network]);
@@ -179,6 +179,7 @@ fn checks(settings: &Settings) -> Vec<Check> {
         port(settings),
         services::listeners(settings),
         services::addresses(settings),
+        services::egress(settings),
         services::names(settings),
         installation_key(&settings.data_dir),
         disk(&settings.data_dir),
@@ -376,10 +377,13 @@ fn forwarding() -> Check {
 }
 
 /// What an installation that is there has on its host.
-async fn network(data_dir: &Path) -> Check {
+async fn network(settings: &Settings) -> Check {
     let name = "network";
+    let data_dir = &settings.data_dir;
     let data_dir = data_dir.canonicalize().unwrap_or_else(|_| data_dir.to_owned());
-    match Network::inspect(Path::new(caddis_network::RUN_DIRECTORY), &data_dir).await {
+    let run_directory = Path::new(caddis_network::RUN_DIRECTORY);
+    let pools = &settings.traffic.egress_addresses;
+    match Network::inspect(run_directory, &data_dir, pools).await {
         Ok(None) => Check::ok(name, "not set up yet; caddis serve sets it up"),
         Ok(Some(missing)) if missing.is_empty() => Check::ok(name, "set up"),
         Ok(Some(missing)) => Check::failed(

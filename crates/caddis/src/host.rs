@@ -43,7 +43,8 @@ enum HostCommand {
         timeout: u64,
     },
     /// Remove what the server set up on this host: network namespace, packet filter, routing rules,
-    /// routes of public addresses, forwarding, cgroups. Other installations are left untouched.
+    /// routes of public and egress addresses, forwarding, cgroups. Other installations are left
+    /// untouched.
     #[command(after_help = "Examples:\n  systemctl stop caddis; caddis host clean\n  \
                             caddis host clean --kill")]
     Clean {

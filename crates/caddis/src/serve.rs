@@ -243,6 +243,7 @@ impl Server {
             state_file: instance.path(instance::NETWORK_STATE),
             ipv4_pool: settings.ipv4_pool,
             allowed: settings.allow_private.clone(),
+            egress_pools: settings.traffic.egress_addresses.clone(),
             dns_upstreams: settings.dns.clone(),
             names: Some(names.clone()),
         });

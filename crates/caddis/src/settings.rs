@@ -18,7 +18,7 @@ mod snapshots;
 mod traffic;
 
 pub use snapshots::SnapshotSettings;
-pub use traffic::TrafficSettings;
+pub use traffic::{TrafficSettings, of_links};
 
 /// Read when `--config` names no other, if it is there.
 const CONFIG_FILE: &str = "/etc/caddis/caddis.toml";
@@ -123,6 +123,11 @@ pub struct ServeArguments {
     #[arg(long, env = "CADDIS_PUBLIC_ADDRESSES", value_name = "CIDR", value_delimiter = ',')]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub public_addresses: Vec<IpNet>,
+    /// Static egress addresses: connections of apps and machines that were allocated one come from
+    /// it; may be repeated.
+    #[arg(long, env = "CADDIS_EGRESS_ADDRESSES", value_name = "CIDR", value_delimiter = ',')]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub egress_addresses: Vec<IpNet>,
     /// HTML file that browsers are shown while a machine starts for them [default: they wait].
     #[arg(long, env = "CADDIS_WAKING_PAGE", value_name = "FILE")]
     pub waking_page: Option<PathBuf>,

@@ -141,6 +141,8 @@ const DOCS: &str = "
     Machines_delete_metadata Machines_create_lease Machines_show_lease Machines_release_lease
     Machines_set_hold Machines_show_hold Machines_release_hold Machines_traffic
     Apps_traffic
+    Machines_allocate_egress_ips Machines_promote_egress_ips Machines_list_egress_ips
+    App_EgressIPs_list Machines_allocate_egress_ips Machines_release_egress_ips
     Machines_cordon Machines_uncordon Apps_logs Machines_update Machines_wait
     Machines_update_deprecated Machines_wait Machines_restart Machines_wait Machines_suspend
     Machines_start Machines_wait Machines_signal Machines_stop Machines_start Machines_wait

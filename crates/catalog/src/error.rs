@@ -75,6 +75,21 @@ pub enum CatalogError {
         /// The prefixes.
         pool: String,
     },
+    /// All egress addresses of the pool are taken.
+    #[error(
+        "no egress address is free in {pool}: release one that is no longer needed, or give the \
+         server more with --egress-addresses"
+    )]
+    EgressExhausted {
+        /// The prefixes.
+        pool: String,
+    },
+    /// The machine has egress addresses of its own.
+    #[error("already_exists: machine {0} has egress addresses of its own")]
+    EgressTaken(MachineId),
+    /// The machine has no egress addresses of its own.
+    #[error("machine {0} has no egress addresses of its own")]
+    EgressNotFound(MachineId),
     /// The address is not one that apps may have.
     #[error("invalid ip, {ip} is not an address of {pool}, or is in use by the server itself")]
     AddressOutsidePool {
@@ -132,13 +147,14 @@ impl From<CatalogError> for ApiError {
             CatalogError::OrganizationNotFound(_)
             | CatalogError::AppNotFound(_)
             | CatalogError::AddressNotFound(_)
-            | CatalogError::PolicyNotFound(_) => ErrorCode::NotFound,
+            | CatalogError::PolicyNotFound(_)
+            | CatalogError::EgressNotFound(_) => ErrorCode::NotFound,
             CatalogError::NetworkNotFound | CatalogError::AddressOutsidePool { .. } => {
                 ErrorCode::InvalidArgument
             }
-            CatalogError::AddressesExhausted { .. } | CatalogError::TooManyPolicies { .. } => {
-                ErrorCode::Unprocessable
-            }
+            CatalogError::AddressesExhausted { .. }
+            | CatalogError::EgressExhausted { .. }
+            | CatalogError::TooManyPolicies { .. } => ErrorCode::Unprocessable,
             CatalogError::AppNameTaken => ErrorCode::NameTaken,
             CatalogError::AppInDeletion(_) | CatalogError::MachineReleased(_) => {
                 ErrorCode::FailedPrecondition
@@ -146,7 +162,8 @@ impl From<CatalogError> for ApiError {
             CatalogError::IdempotencyMismatch => ErrorCode::Unprocessable,
             CatalogError::MachineNameTaken { .. }
             | CatalogError::AddressTaken(_)
-            | CatalogError::PolicyNameTaken(_) => ErrorCode::AlreadyExists,
+            | CatalogError::PolicyNameTaken(_)
+            | CatalogError::EgressTaken(_) => ErrorCode::AlreadyExists,
             CatalogError::RequestHasMachine { .. } | CatalogError::MachineMoved { .. } => {
                 ErrorCode::Aborted
             }

@@ -27,9 +27,9 @@ pub use error::{CatalogError, StoreError};
 pub use memory::MemoryStore;
 pub use records::{
     Access, Address, AddressKind, AddressPool, AppPage, AppQuery, AppRecord, AppState,
-    IdempotencyState, KeyedRequest, NewAddress, NewApp, NewPlacement, NewVolume, Placement,
-    PolicyRecord, PrivateNetwork, StoredResponse, TokenRecord, TokenScope, VolumePlacement,
-    WantedAddress,
+    EgressAddress, EgressBlock, IdempotencyState, KeyedRequest, NewAddress, NewApp, NewEgress,
+    NewPlacement, NewVolume, Placement, PolicyRecord, PrivateNetwork, SharedAddress,
+    StoredResponse, TokenRecord, TokenScope, VolumePlacement, WantedAddress, WorkerEgress,
 };
 pub use rules::{Catalog, Clock, REQUEST_LEASE, REQUEST_RETENTION};
 pub use sqlite::{SqliteError, SqliteStore};

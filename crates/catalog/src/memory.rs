@@ -15,9 +15,9 @@ use crate::{
     Address, AppQuery, AppRecord, AppState, PERSONAL, Placement, StoredResponse, TokenRecord,
     TokenScope, VolumePlacement,
     store::{
-        AddressConflict, AddressRow, AppConflict, AppRow, NetworkRow, NewNetwork,
-        PlacementConflict, PlacementRow, PolicyConflict, PolicyRow, RequestLease, RequestRow,
-        Store, Stored, TokenRow, VolumeConflict, VolumeRow,
+        AddressConflict, AddressRow, AppConflict, AppRow, EgressChange, EgressTable, NetworkRow,
+        NewNetwork, PlacementConflict, PlacementRow, PolicyConflict, PolicyRow, RequestLease,
+        RequestRow, Store, Stored, TokenRow, VolumeConflict, VolumeRow,
     },
 };
 
@@ -153,6 +153,17 @@ impl Store for MemoryStore {
         Ok(found)
     }
 
+    async fn placements_of(&self, app: i32) -> Stored<Vec<Placement>> {
+        let rows = self.rows();
+        let mut found: Vec<_> = rows
+            .live()
+            .filter(|row| row.app == app)
+            .filter_map(|row| rows.placement(&row.machine))
+            .collect();
+        found.sort_by(|one, other| one.machine.cmp(&other.machine));
+        Ok(found)
+    }
+
     async fn insert_placement(&self, row: PlacementRow) -> Stored<Result<(), PlacementConflict>> {
         let mut rows = self.rows();
         if let Some(conflict) = rows.conflict(&row) {
@@ -259,6 +270,15 @@ impl Store for MemoryStore {
         drop(rows);
         self.raise_address_changes();
         Ok(deleted)
+    }
+
+    async fn egress(&self) -> Stored<EgressTable> {
+        Ok(self.rows().egress.clone())
+    }
+
+    async fn change_egress(&self, from: u64, change: EgressChange) -> Stored<bool> {
+        let mut rows = self.rows();
+        Ok(rows.egress.revision == from && rows.change_egress(change))
     }
 
     fn addresses_changed(&self) -> watch::Receiver<u64> {

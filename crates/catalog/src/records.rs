@@ -1,6 +1,9 @@
 //! What the catalog takes and gives.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use caddis_api::{
     AppName, MachineId, NetworkName, PolicyId, RegionCode, UnixMillis, VolumeId, WorkerId,
@@ -274,6 +277,57 @@ pub struct PolicyRecord {
     pub created_at: UnixMillis,
     /// When it was last changed.
     pub updated_at: UnixMillis,
+}
+
+/// An egress address: what connections of machines to the outside come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EgressAddress {
+    /// The address.
+    pub ip: IpAddr,
+    /// The machine that alone has it; none when it is of the app.
+    pub machine: Option<MachineId>,
+    /// Code of the region.
+    pub region: String,
+    /// When it was given.
+    pub created_at: UnixMillis,
+    /// Of an app's: what its machines have of it, by machine.
+    pub blocks: Vec<EgressBlock>,
+}
+
+/// The ports of an egress address that one machine has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EgressBlock {
+    /// The machine.
+    pub machine: MachineId,
+    /// First of them.
+    pub first_port: u16,
+    /// Last of them.
+    pub last_port: u16,
+}
+
+/// Egress addresses to give.
+#[derive(Debug, Clone)]
+pub struct NewEgress {
+    /// Name of the app.
+    pub app: AppName,
+    /// The machine that alone is to have them; the app unless given.
+    pub machine: Option<MachineId>,
+    /// Code of the region.
+    pub region: String,
+    /// One address of each.
+    pub pools: Vec<AddressPool>,
+}
+
+/// An egress address that a machine has, and the first and last port of it if it shares it.
+pub type SharedAddress = (IpAddr, Option<(u16, u16)>);
+
+/// What machines of a worker have.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct WorkerEgress {
+    /// Rises with every change of any egress address.
+    pub revision: u64,
+    /// Each with its addresses, and the first and last port of those it shares.
+    pub machines: BTreeMap<MachineId, Vec<SharedAddress>>,
 }
 
 /// A request that came with a key of its client, so that it may be sent again.

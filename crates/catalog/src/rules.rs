@@ -2,6 +2,7 @@
 
 mod addresses;
 mod apps;
+mod egress;
 mod machines;
 mod networks;
 mod policies;
@@ -29,6 +30,7 @@ pub struct Catalog {
     store: Arc<dyn Store>,
     clock: Clock,
     policy_changes: Arc<watch::Sender<u64>>,
+    egress_changes: Arc<watch::Sender<u64>>,
     #[cfg(feature = "test-tokens")]
     test_tokens: tokens::TestTokens,
 }
@@ -45,6 +47,7 @@ impl Catalog {
             store,
             clock,
             policy_changes: Arc::default(),
+            egress_changes: Arc::default(),
             #[cfg(feature = "test-tokens")]
             test_tokens: tokens::TestTokens::default(),
         }

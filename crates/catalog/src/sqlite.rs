@@ -4,6 +4,7 @@
 mod addresses;
 mod apps;
 mod copy;
+mod egress;
 mod error;
 mod placements;
 mod policies;
@@ -32,9 +33,9 @@ use tokio::sync::watch;
 use crate::{
     Address, AppQuery, AppRecord, Placement, StoredResponse, TokenRecord, VolumePlacement,
     store::{
-        AddressConflict, AddressRow, AppConflict, AppRow, NetworkRow, NewNetwork,
-        PlacementConflict, PlacementRow, PolicyConflict, PolicyRow, RequestLease, RequestRow,
-        Store, Stored, TokenRow, VolumeConflict, VolumeRow,
+        AddressConflict, AddressRow, AppConflict, AppRow, EgressChange, EgressTable, NetworkRow,
+        NewNetwork, PlacementConflict, PlacementRow, PolicyConflict, PolicyRow, RequestLease,
+        RequestRow, Store, Stored, TokenRow, VolumeConflict, VolumeRow,
     },
 };
 
@@ -158,6 +159,10 @@ impl Store for SqliteStore {
         self.owner.run("list machines", move |c| placements::list(c, worker.as_ref())).await
     }
 
+    async fn placements_of(&self, app: i32) -> Stored<Vec<Placement>> {
+        self.owner.run("list machines", move |c| placements::of_app(c, app)).await
+    }
+
     async fn insert_placement(&self, row: PlacementRow) -> Stored<Result<(), PlacementConflict>> {
         self.owner.run("place a machine", move |c| placements::insert(c, &row)).await
     }
@@ -235,6 +240,15 @@ impl Store for SqliteStore {
             Ok(deleted)
         };
         self.owner.run_anyway("release an address", delete).await
+    }
+
+    async fn egress(&self) -> Stored<EgressTable> {
+        self.owner.run("list egress addresses", egress::read).await
+    }
+
+    async fn change_egress(&self, from: u64, change: EgressChange) -> Stored<bool> {
+        let attempt = "change egress addresses";
+        self.owner.run_anyway(attempt, move |c| egress::change(c, from, &change)).await
     }
 
     fn addresses_changed(&self) -> watch::Receiver<u64> {

@@ -62,6 +62,8 @@ pub trait Store: Send + Sync + 'static {
     async fn placement(&self, machine: &MachineId) -> Stored<Option<Placement>>;
     /// Placements that are not released, by machine: of one worker or all.
     async fn placements(&self, worker: Option<&WorkerId>) -> Stored<Vec<Placement>>;
+    /// Placements of an app that are not released, by machine.
+    async fn placements_of(&self, app: i32) -> Stored<Vec<Placement>>;
     /// Inserts a placement in an app that is not marked, and notes it with its request.
     async fn insert_placement(&self, row: PlacementRow) -> Stored<Result<(), PlacementConflict>>;
     /// Moves a placement that is not released and has this epoch, and adds one to the epoch. False
@@ -95,6 +97,12 @@ pub trait Store: Send + Sync + 'static {
     async fn insert_address(&self, row: AddressRow) -> Stored<Result<(), AddressConflict>>;
     /// Deletes an address of an app. False when it has none such. *Frees room.*
     async fn delete_address(&self, app: i32, ip: IpAddr) -> Stored<bool>;
+    /// All egress addresses with their blocks of ports, and the number of their last change.
+    async fn egress(&self) -> Stored<EgressTable>;
+    /// Changes egress addresses where their last change still has the number `from`, which then
+    /// rises by one. False where it has not, or where an address or a block is taken. *Frees room.*
+    async fn change_egress(&self, from: u64, change: EgressChange) -> Stored<bool>;
+
     /// A number that rises after each change of [`Self::addresses`], whoever made it, and may rise
     /// without one. A caller that stopped waiting for its change is told of it like any other.
     fn addresses_changed(&self) -> watch::Receiver<u64>;
@@ -319,6 +327,61 @@ pub enum PolicyConflict {
     Name,
     /// To insert it: there is one of this id. To replace it: the app has none of this id.
     Id,
+}
+
+/// An egress address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EgressRow {
+    /// Unique.
+    pub ip: IpAddr,
+    /// Number of the app.
+    pub app: i32,
+    /// The machine that alone has it; none when it is of all machines of the app.
+    pub machine: Option<MachineId>,
+    /// Code of the region.
+    pub region: String,
+    /// The same for those that were given together, and no others.
+    pub pair: u64,
+    /// When it was given.
+    pub created_at: UnixMillis,
+    /// Number of the change by which it was taken away: hosts may not know of that yet, so it is
+    /// not given again.
+    pub released: Option<u64>,
+}
+
+/// A block of ports of an egress address.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct EgressBlockRow {
+    /// The address.
+    pub ip: IpAddr,
+    /// Which block; unique for the address.
+    pub block: u16,
+    /// Who has it.
+    pub machine: MachineId,
+}
+
+/// All of them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct EgressTable {
+    /// Number of the last change.
+    pub revision: u64,
+    /// By address.
+    pub addresses: Vec<EgressRow>,
+    /// By address and block.
+    pub blocks: Vec<EgressBlockRow>,
+}
+
+/// What is to become different.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct EgressChange {
+    /// Addresses that are new, or other than before.
+    pub put: Vec<EgressRow>,
+    /// Addresses that are gone.
+    pub gone: Vec<IpAddr>,
+    /// Blocks that are given. Those that are taken away are taken before.
+    pub given: Vec<EgressBlockRow>,
+    /// Blocks that are taken away.
+    pub taken: Vec<EgressBlockRow>,
 }
 
 /// A keyed request.

@@ -261,8 +261,9 @@ async fn the_catalog_of_an_older_server_is_taken_up_with_all_that_is_in_it() {
     let path = fixture.path();
     let Fixture { directory: _kept, catalog, store } = fixture;
     drop((catalog, store));
-    let first_release = "DROP TABLE requests; DROP TABLE addresses; \
-                         DROP TABLE volumes; DROP TABLE policies; PRAGMA user_version = 1;";
+    let first_release = "DROP TABLE requests; DROP TABLE addresses; DROP TABLE volumes; \
+                         DROP TABLE egress_blocks; DROP TABLE egress_addresses; \
+                         DROP TABLE egress_revision; DROP TABLE policies; PRAGMA user_version = 1;";
     rusqlite::Connection::open(&path).unwrap().execute_batch(first_release).unwrap();
     let catalog = open(&path);
     assert_eq!(catalog.app("a").await.unwrap(), Some(made));

@@ -1,6 +1,8 @@
 //! Addresses of apps.
 
-use caddis_api::addresses::{AssignIpReply, AssignIpRequest, IpAssignment, IpAssignments};
+use caddis_api::addresses::{
+    AssignIpReply, AssignIpRequest, EgressIp, EgressIps, IpAssignment, IpAssignments,
+};
 
 use crate::{Client, ClientError, transport::Request};
 
@@ -24,10 +26,9 @@ impl Client {
         &self,
         app: &str,
         request: &AssignIpRequest,
-    ) -> Result<IpAssignment, ClientError> {
+    ) -> Result<AssignIpReply, ClientError> {
         let post = Request::post(["v1", "apps", app, "ip_assignments"]);
-        let reply: AssignIpReply = self.read_with(post, request).await?;
-        Ok(reply.assignment)
+        self.read_with(post, request).await
     }
 
     /// `DELETE /v1/apps/{app}/ip_assignments/{address}`.
@@ -37,5 +38,57 @@ impl Client {
     pub async fn release_address(&self, app: &str, address: &str) -> Result<(), ClientError> {
         let request = Request::delete(["v1", "apps", app, "ip_assignments", address]);
         self.send(&request).await.map(drop)
+    }
+
+    /// `GET /v1/apps/{app}/egress_ips`: of all machines of the app that have some.
+    ///
+    /// # Errors
+    /// 404.
+    pub async fn list_egress_ips(&self, app: &str) -> Result<Vec<EgressIp>, ClientError> {
+        self.egress_ips(Request::get(["v1", "apps", app, "egress_ips"])).await
+    }
+
+    /// `POST /v1/apps/{app}/machines/{machine}/egress_ips`.
+    ///
+    /// # Errors
+    /// 404; 409 when the machine has some of its own, 412 when the server has none, 422 when none
+    /// is free.
+    pub async fn allocate_egress_ips(
+        &self,
+        app: &str,
+        machine: &str,
+    ) -> Result<Vec<EgressIp>, ClientError> {
+        self.egress_ips(Request::post(["v1", "apps", app, "machines", machine, "egress_ips"])).await
+    }
+
+    /// `DELETE /v1/apps/{app}/machines/{machine}/egress_ips`: what the machine had.
+    ///
+    /// # Errors
+    /// 404, also when it has none of its own.
+    pub async fn release_egress_ips(
+        &self,
+        app: &str,
+        machine: &str,
+    ) -> Result<Vec<EgressIp>, ClientError> {
+        let parts = ["v1", "apps", app, "machines", machine, "egress_ips"];
+        self.egress_ips(Request::delete(parts)).await
+    }
+
+    /// `POST /v1/apps/{app}/machines/{machine}/egress_ips/promote`: what was the machine's own.
+    ///
+    /// # Errors
+    /// 404, also when it has none of its own.
+    pub async fn promote_egress_ips(
+        &self,
+        app: &str,
+        machine: &str,
+    ) -> Result<Vec<EgressIp>, ClientError> {
+        let parts = ["v1", "apps", app, "machines", machine, "egress_ips", "promote"];
+        self.egress_ips(Request::post(parts)).await
+    }
+
+    async fn egress_ips(&self, request: Request<'_>) -> Result<Vec<EgressIp>, ClientError> {
+        let reply: EgressIps = self.read(request).await?;
+        Ok(reply.egress_ips)
     }
 }

@@ -3,6 +3,7 @@
 
 mod addresses;
 mod apps;
+mod egress;
 mod filter;
 mod health;
 mod host;
@@ -80,6 +81,7 @@ fn apps() -> Vec<Endpoint> {
         Endpoint::new(routes!(policies::put), App(Write), Rate::Path),
         Endpoint::new(routes!(policies::get), App(Read), Rate::Path),
         Endpoint::new(routes!(policies::delete), App(Write), Rate::Path),
+        Endpoint::new(routes!(egress::of_app), App(Read), Rate::Path),
     ]
 }
 
@@ -146,6 +148,11 @@ fn one_machine() -> Vec<Endpoint> {
         of(routes!(hold::set), write("hold")),
         of(routes!(hold::release), write("hold")),
         of(routes!(traffic::of_machine), read("traffic")),
+        of(routes!(egress::of_machine), read("egress_ips")),
+        // Twice is refused, and so tells nobody which addresses they are.
+        of(routes!(egress::allocate), write("egress_ips")),
+        of(routes!(egress::release), write("egress_ips")),
+        of(routes!(egress::promote), write("egress_ips")),
         of(routes!(leases::get), read("lease")),
         of(routes!(leases::acquire), write("lease")).replay(Repeatable),
         // Whoever can't give a lease back keeps everybody waiting.
@@ -197,6 +204,8 @@ mod tests {
             "Machines_signal",
             "Machines_exec",
             "Machines_reclaim_memory",
+            "Machines_allocate_egress_ips",
+            "Machines_promote_egress_ips",
         ];
         assert_eq!(of(Replay::Refuse), refused);
         assert_eq!(

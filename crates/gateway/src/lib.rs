@@ -13,6 +13,7 @@
 #![forbid(unsafe_code)]
 
 mod deletion;
+mod egress;
 mod endpoints;
 mod http;
 mod openapi;
@@ -61,6 +62,7 @@ impl Gateway {
         let published = Published::subscribe(parts.bus.as_ref()).await?;
         let context = Inner::new(parts);
         let changes = context.view.changes();
+        context.background(egress::follow(context.clone(), context.view.changes()));
         context.background(follow(context.view.clone(), context.workers.clone(), published));
         context.background(policies::follow(context.clone(), context.view.changes()));
         context.background(deletion::tidy(context.clone(), changes));

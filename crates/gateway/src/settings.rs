@@ -76,6 +76,10 @@ pub struct TrafficSettings {
     pub public_addresses: Vec<IpNet>,
     /// Addresses within them that are not given, beside those of the listeners.
     pub reserved: Vec<IpAddr>,
+    /// Prefixes of egress addresses, which connections of machines come from.
+    pub egress_addresses: Vec<IpNet>,
+    /// Addresses within them that are not given: the host has them.
+    pub reserved_egress: Vec<IpAddr>,
     /// Who knows of the traffic of machines; nobody where no proxy runs.
     pub info: Option<Arc<dyn TrafficInfo>>,
 }
@@ -138,6 +142,18 @@ impl TrafficSettings {
         }
     }
 
+    /// Egress addresses, IPv4 and IPv6.
+    pub(crate) fn egress_pools(&self) -> (AddressPool, AddressPool) {
+        let pool = |is_v4: bool| {
+            let all = self.egress_addresses.iter();
+            AddressPool {
+                prefixes: all.filter(|it| it.addr().is_ipv4() == is_v4).copied().collect(),
+                reserved: self.reserved_egress.clone(),
+            }
+        };
+        (pool(true), pool(false))
+    }
+
     /// The address of the shared listeners, if they have one of IPv4.
     pub(crate) fn shared_v4(&self) -> Option<Ipv4Addr> {
         match self.listeners.as_ref()?.http.ip() {
@@ -159,6 +175,8 @@ impl Default for TrafficSettings {
             }),
             public_addresses: vec![default_public_addresses()],
             reserved: Vec::new(),
+            egress_addresses: Vec::new(),
+            reserved_egress: Vec::new(),
             info: None,
         }
     }

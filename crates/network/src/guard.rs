@@ -18,7 +18,7 @@ use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::socket::{
         AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv,
-        setsockopt, socket, sockopt::RcvBuf,
+        setsockopt, socket, sockopt::RcvBufForce,
     },
 };
 use tokio::sync::watch;
@@ -63,14 +63,16 @@ const fn group(number: u32) -> u32 {
 const NEW_LINK: u16 = 16;
 const DELETE_LINK: u16 = 17;
 const DELETE_ADDRESS: u16 = 21;
+const NEW_ROUTE: u16 = 24;
 const DELETE_ROUTE: u16 = 25;
 const DELETE_RULE: u16 = 33;
 const NEW_SETTING: u16 = 80;
 /// Attribute of a route: the link it leads to.
 const ROUTE_LINK: u16 = 4;
 
-/// Room for notifications that were not read yet, bytes.
-const BUFFER: usize = 1 << 20;
+/// Room for notifications that were not read yet, bytes: also of our own, when a table is loaded
+/// with the egress addresses of many machines.
+const BUFFER: usize = 16 << 20;
 /// Wait until the next try after one that failed, milliseconds.
 const AGAIN: u8 = 200;
 /// At most one line of the log in so long.
@@ -114,7 +116,7 @@ impl Subscriptions {
             let descriptor: OwnedFd =
                 socket(AddressFamily::Netlink, SockType::Raw, flags, protocol)?;
             // Where it is not granted, more is looked at than would be needed.
-            let _ = setsockopt(&descriptor, RcvBuf, &BUFFER);
+            let _ = setsockopt(&descriptor, RcvBufForce, &BUFFER);
             bind(descriptor.as_raw_fd(), &NetlinkAddr::new(0, groups))?;
             io::Result::Ok(descriptor)
         };
@@ -140,11 +142,15 @@ impl Subscriptions {
         }
         let table = side.installation.link();
         let (own, index) = (side.filter_port(), side.index());
+        let answers = !side.egress_v6().is_empty();
         Some(Dirty {
             filter: drain(&self.filter, |kind, port, body| {
                 port != own && concerns_table(kind, body, &table)
             }),
-            rest: drain(&self.routing, |kind, _, body| concerns_link(kind, body, index)).is_some(),
+            rest: drain(&self.routing, |kind, _, body| {
+                concerns_link(kind, body, index) || (answers && concerns_answers(kind))
+            })
+            .is_some(),
         })
     }
 }
@@ -187,6 +193,11 @@ fn concerns_link(kind: u16, body: &[u8], index: u32) -> bool {
         DELETE_RULE | NEW_SETTING => true,
         _ => false,
     }
+}
+
+/// A link that was down answers for nobody any more, and one that is new does not yet.
+fn concerns_answers(kind: u16) -> bool {
+    matches!(kind, NEW_LINK | DELETE_LINK | NEW_ROUTE | DELETE_ROUTE)
 }
 
 impl Guard {
@@ -337,7 +348,8 @@ mod tests {
                 (&format!("nft flush table inet caddis-0; {flood}"), Some((Change::Changed, true))),
             ] {
                 let subscriptions = Subscriptions::open().unwrap();
-                setsockopt(&subscriptions.filter, RcvBuf, &(64 << 10)).unwrap();
+                setsockopt(&subscriptions.filter, nix::sys::socket::sockopt::RcvBuf, &(64 << 10))
+                    .unwrap();
                 run(news);
                 let change = subscriptions.next(&side, &end, false).unwrap().filter;
                 let found = change.map(|change| (change, mend_filter(&side, change).unwrap()));

@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeSet,
+    net::{IpAddr, Ipv6Addr},
     path::PathBuf,
     sync::{
         Arc,
@@ -14,7 +15,10 @@ use ipnet::IpNet;
 use parking_lot::Mutex;
 
 use crate::{
-    NetworkError, forwarding, host_filter,
+    NetworkError, answering, conntrack,
+    egress::{self, Assignments},
+    forwarding,
+    host_filter::{self, Content},
     installation::Installation,
     links::Links,
     namespace::Namespace,
@@ -35,22 +39,42 @@ pub(crate) struct HostSide {
     pub(crate) allowed: Vec<IpNet>,
     /// What forwarding was before.
     pub(crate) forwarding: PathBuf,
-    filter: Mutex<Socket>,
+    /// Prefixes of the egress addresses that machines may have.
+    pub(crate) pools: Vec<IpNet>,
+    /// Beside which egress addresses are noted.
+    pub(crate) state_file: PathBuf,
+    filter: Mutex<Filter>,
     filter_port: u32,
     index: AtomicU32,
     routes: tokio::sync::Mutex<Routes>,
 }
 
+/// The host's table, and who has which egress address in it.
+#[derive(Debug)]
+struct Filter {
+    socket: Socket,
+    egress: Assignments,
+}
+
+/// What the host is told of an installation.
+pub(crate) struct HostConfig {
+    pub(crate) allowed: Vec<IpNet>,
+    pub(crate) pools: Vec<IpNet>,
+    pub(crate) forwarding: PathBuf,
+    pub(crate) state_file: PathBuf,
+}
+
 impl HostSide {
+    /// With the egress addresses that machines had when the last server ended. Blocks.
     pub(crate) fn new(
         installation: Installation,
         links: Links,
         inner: Links,
         namespace: Arc<Namespace>,
-        allowed: Vec<IpNet>,
-        forwarding: PathBuf,
+        config: HostConfig,
     ) -> Result<Self, NetworkError> {
-        let filter =
+        let HostConfig { allowed, pools, forwarding, state_file } = config;
+        let socket =
             Socket::open().map_err(NetworkError::io("open a socket of the packet filter"))?;
         Ok(Self {
             installation,
@@ -58,9 +82,11 @@ impl HostSide {
             inner,
             namespace,
             allowed,
+            pools,
             forwarding,
-            filter_port: filter.port(),
-            filter: Mutex::new(filter),
+            filter_port: socket.port(),
+            filter: Mutex::new(Filter { socket, egress: egress::read(&state_file)? }),
+            state_file,
             index: AtomicU32::new(0),
             routes: tokio::sync::Mutex::default(),
         })
@@ -73,8 +99,74 @@ impl HostSide {
 
     /// Loads the host's table. Blocks.
     pub(crate) fn load_filter(&self) -> Result<(), NetworkError> {
-        let mut socket = self.filter.lock();
-        host_filter::load(&mut socket, &self.installation.link(), &self.allowed)
+        self.load(&mut self.filter.lock())
+    }
+
+    fn load(&self, filter: &mut Filter) -> Result<(), NetworkError> {
+        let Filter { socket, egress } = filter;
+        let content = Content {
+            link: &self.installation.link(),
+            allowed: &self.allowed,
+            pools: &self.pools,
+            egress,
+            log_group: self.log_group(),
+        };
+        host_filter::load(socket, &content)
+    }
+
+    /// The group of nflog in which refused connections are told.
+    pub(crate) fn log_group(&self) -> u16 {
+        /// `CA` for the program, and the installation's number.
+        const FIRST: u16 = 0xca00;
+        FIRST | (self.installation.number & 0xff) as u16
+    }
+
+    /// Changes who has which egress address: noted first, then true of new connections, then
+    /// connections under addresses that are taken away are cut. Blocks.
+    pub(crate) fn change_egress(
+        &self,
+        change: impl FnOnce(&mut Assignments),
+    ) -> Result<(), NetworkError> {
+        let mut filter = self.filter.lock();
+        let before = filter.egress.clone();
+        let mut after = before.clone();
+        change(&mut after);
+        if before == after {
+            return Ok(());
+        }
+        egress::write(&self.state_file, &after)?;
+        filter.egress = after;
+        let Filter { socket, egress } = &mut *filter;
+        let link = self.installation.link();
+        if host_filter::change_egress(socket, &link, (&before, egress)).is_err() {
+            // Another program has changed the table, or taken it away.
+            self.load(&mut filter)?;
+        }
+        let gone = egress::gone(&before, &filter.egress).collect();
+        drop(filter);
+        conntrack::forget(&gone)
+    }
+
+    /// Pools that are not the host's anyway.
+    fn wanted_pools(&self) -> BTreeSet<IpNet> {
+        self.pools.iter().map(IpNet::trunc).filter(|pool| !pool.addr().is_loopback()).collect()
+    }
+
+    /// IPv6 addresses that machines have, for which it answers.
+    pub(crate) fn egress_v6(&self) -> BTreeSet<Ipv6Addr> {
+        let filter = self.filter.lock();
+        let addresses = filter.egress.iter().filter_map(|one| match one.address {
+            IpAddr::V6(address) => Some(address),
+            IpAddr::V4(_) => None,
+        });
+        addresses.collect()
+    }
+
+    /// Has the egress addresses lead here, and no longer these that machines had.
+    pub(crate) async fn answer(&self, before: &BTreeSet<Ipv6Addr>) -> Result<(), NetworkError> {
+        let now = self.egress_v6();
+        answering::end(&self.links, &before.difference(&now).copied().collect()).await?;
+        answering::ensure(&self.links, &now).await
     }
 
     /// What changes of the packet filter are called that are our own.
@@ -118,6 +210,14 @@ impl HostSide {
         if !forwarding::is_on() && forwarding::enable(&self.forwarding)? {
             missing.insert("forwarding");
         }
+        let (pools, wanted) = (answering::routes(&self.installation), self.wanted_pools());
+        let found: BTreeSet<_> = pools.list(&self.links).await?.into_iter().collect();
+        if found != wanted {
+            pools.take(&self.links, &wanted.iter().copied().collect::<Vec<_>>()).await?;
+            missing.insert("routes to egress addresses");
+        }
+        // One that was just given is not there yet, and one whose link was down was not taken away.
+        answering::ensure(&self.links, &self.egress_v6()).await?;
         Ok(missing)
     }
 
@@ -161,13 +261,17 @@ mod tests {
         on_a_host(async || {
             let directory = tempfile::tempdir().unwrap();
             let network = Place::beside(&directory).start().await.unwrap();
-            let HostSide { installation, links, inner, namespace, forwarding, .. } = &*network.side;
+            let HostSide { installation, links, inner, namespace, .. } = &*network.side;
             let (installation, inner, namespace) =
                 (installation.clone(), inner.clone(), namespace.clone());
-            let (links, forwarding) = (links.clone(), forwarding.clone());
+            let config = HostConfig {
+                allowed: Vec::new(),
+                pools: Vec::new(),
+                forwarding: network.side.forwarding.clone(),
+                state_file: network.side.state_file.clone(),
+            };
             let mut side =
-                HostSide::new(installation, links, inner, namespace, Vec::new(), forwarding)
-                    .unwrap();
+                HostSide::new(installation, links.clone(), inner, namespace, config).unwrap();
             side.ensure().await.unwrap();
             let network = "10.99.0.0/16".parse().unwrap();
             side.add_route(network).await.unwrap();

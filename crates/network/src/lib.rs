@@ -22,8 +22,13 @@
 //! (`guard.rs`) and put back; meanwhile nothing passes.
 
 mod address;
+mod answering;
+mod conntrack;
 mod dns;
+mod egress;
 mod error;
+mod exhaustion;
+mod expression;
 mod filter;
 mod flycast;
 mod forwarding;
@@ -38,6 +43,7 @@ mod namespace;
 mod netlink;
 mod network;
 mod policies;
+mod pool;
 mod public;
 mod recover;
 mod rules;
@@ -52,7 +58,10 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 pub use address::{allocate_ipv4, random_mac};
 pub use caddis_guest_protocol::spec::{GATEWAY_V4, GATEWAY_V6};
+pub use conntrack::Tracked;
+pub use egress::{Assignment, Assignments, egress_file};
 pub use error::NetworkError;
+pub use exhaustion::Refused;
 pub use filter::check_filter;
 pub use guard::Disturbances;
 pub use installation::RUN_DIRECTORY;

@@ -7,20 +7,26 @@ use std::{
     time::Duration,
 };
 
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, getsockname,
-    recv, send, setsockopt, socket, sockopt::ReceiveTimeout,
+use nix::{
+    fcntl::{FcntlArg, OFlag, fcntl},
+    sys::socket::{
+        AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, getsockname,
+        recv, send, setsockopt, socket,
+        sockopt::{ReceiveTimeout, SndBufForce},
+    },
 };
 
 pub(crate) const NFNL_SUBSYS_NFTABLES: u16 = 10;
 const BATCH_BEGIN: u16 = 0x10;
 const BATCH_END: u16 = 0x11;
 const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
 const GET_TABLE: u16 = 1;
 const NFPROTO_INET: u8 = 1;
 
 const REQUEST: u16 = 1;
 const ACKNOWLEDGE: u16 = 4;
+const DUMP: u16 = 0x300;
 pub(crate) const CREATE: u16 = 0x400;
 pub(crate) const APPEND: u16 = 0x800;
 
@@ -28,6 +34,9 @@ pub(crate) const APPEND: u16 = 0x800;
 pub(crate) const NESTED: u16 = 0x8000;
 /// An item of a list.
 pub(crate) const LIST_ITEM: u16 = 1 | NESTED;
+
+/// Room for a batch, bytes: that of a table with the egress addresses of all machines of a host.
+const SEND_BUFFER: usize = 8 << 20;
 
 /// How long the kernel may take to answer.
 const RECEIVE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -60,6 +69,8 @@ impl Socket {
             ReceiveTimeout,
             &nix::sys::time::TimeVal::new(RECEIVE_TIMEOUT.as_secs().cast_signed(), 0),
         )?;
+        // Without it a large batch is refused as too long for one message.
+        let _ = setsockopt(&descriptor, SndBufForce, &SEND_BUFFER);
         let port = getsockname::<NetlinkAddr>(descriptor.as_raw_fd())?.pid();
         Ok(Self { descriptor, port, sequence: 0 })
     }
@@ -95,6 +106,71 @@ impl Socket {
         let last = first.wrapping_add(messages.len() as u32);
         self.sequence = last.wrapping_add(1);
         self.ask(&batch(messages, first), first..=last)
+    }
+
+    /// Asks for all objects of a kind, which includes the subsystem. Blocks.
+    pub(crate) fn dump(
+        &mut self,
+        kind: u16,
+        family: u8,
+        each: &mut dyn FnMut(&[u8]),
+    ) -> io::Result<()> {
+        self.sequence = self.sequence.wrapping_add(1);
+        let request = encode(kind, REQUEST | DUMP, self.sequence, family, 0, &[]);
+        send(self.descriptor.as_raw_fd(), &request, MsgFlags::empty())?;
+        let mut buffer = vec![0; 64 << 10];
+        loop {
+            let length = recv(self.descriptor.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
+            for (header, body) in messages(buffer.get(..length).unwrap_or_default()) {
+                match (header.kind, error_number(body)) {
+                    _ if header.sequence != self.sequence => {}
+                    (NLMSG_DONE, _) => return Ok(()),
+                    (NLMSG_ERROR, Some(code)) => return Err(io::Error::from_raw_os_error(code)),
+                    _ => each(body),
+                }
+            }
+        }
+    }
+
+    /// Asks for one thing of a subsystem: 0 or an error number. Blocks.
+    pub(crate) fn request(&mut self, kind: u16, family: u8, body: &[u8]) -> io::Result<i32> {
+        self.single(kind, family, 0, body)
+    }
+
+    /// The same about a resource, such as a group of nflog. Blocks.
+    pub(crate) fn configure(&mut self, kind: u16, resource: u16, body: &[u8]) -> io::Result<i32> {
+        self.single(kind, 0, resource, body)
+    }
+
+    /// Makes one thing of a subsystem. Blocks.
+    #[cfg(test)]
+    pub(crate) fn make(&mut self, kind: u16, family: u8, body: &[u8]) -> io::Result<i32> {
+        self.flagged(CREATE, kind, family, 0, body)
+    }
+
+    fn single(&mut self, kind: u16, family: u8, resource: u16, body: &[u8]) -> io::Result<i32> {
+        self.flagged(0, kind, family, resource, body)
+    }
+
+    fn flagged(
+        &mut self,
+        flags: u16,
+        kind: u16,
+        family: u8,
+        resource: u16,
+        body: &[u8],
+    ) -> io::Result<i32> {
+        self.sequence = self.sequence.wrapping_add(1);
+        let flags = REQUEST | ACKNOWLEDGE | flags;
+        let request = encode(kind, flags, self.sequence, family, resource, body);
+        self.ask(&request, self.sequence..=self.sequence)
+    }
+
+    /// The socket for reading what it was configured for, without blocking.
+    pub(crate) fn into_stream(self) -> io::Result<OwnedFd> {
+        let flags = OFlag::from_bits_retain(fcntl(&self.descriptor, FcntlArg::F_GETFL)?);
+        fcntl(&self.descriptor, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+        Ok(self.descriptor)
     }
 
     fn ask(&self, bytes: &[u8], sequences: RangeInclusive<u32>) -> io::Result<i32> {
@@ -170,10 +246,14 @@ pub(crate) fn text(name: &str) -> Vec<u8> {
 /// The error number in the first answer to one of these messages.
 fn answer(bytes: &[u8], sequences: RangeInclusive<u32>) -> Option<i32> {
     messages(bytes).find_map(|(header, body)| {
-        let code = body.get(..4)?;
         let matches = header.kind == NLMSG_ERROR && sequences.contains(&header.sequence);
-        matches.then(|| -i32::from_ne_bytes([code[0], code[1], code[2], code[3]]))
+        error_number(body).filter(|_| matches)
     })
+}
+
+/// The number in the body of an error message; 0 is success.
+fn error_number(body: &[u8]) -> Option<i32> {
+    body.first_chunk().map(|code| -i32::from_ne_bytes(*code))
 }
 
 /// The header of a netlink message.

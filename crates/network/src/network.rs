@@ -19,19 +19,21 @@ use tokio::{
 use tracing::warn;
 
 use crate::{
-    DNS, Disturbances, GATEWAY_V4, GATEWAY_V6, MTU, MachineAddresses, Names, NetworkError, dns,
+    DNS, Disturbances, GATEWAY_V4, GATEWAY_V6, MTU, MachineAddresses, Names, NetworkError,
+    answering, dns,
+    exhaustion::Counter,
     filter, flycast, forwarding,
     guard::{Guard, Subscriptions},
-    host::HostSide,
+    host::{HostConfig, HostSide},
     host_filter,
     installation::{Claims, Installation, link_of},
     legacy,
     links::Links,
     namespace::{self, Namespace},
     netlink::Socket,
-    public, recover, rules,
+    pool, public, recover, rules,
     sets::{self, Change},
-    state, tap, uplink,
+    tap, uplink,
 };
 
 /// What a network is told.
@@ -48,6 +50,8 @@ pub struct NetworkConfig {
     pub ipv4_pool: Option<Ipv4Net>,
     /// Private ranges that VMs may reach all the same.
     pub allowed: Vec<IpNet>,
+    /// Prefixes of egress addresses that machines may have, which this host takes as its own.
+    pub egress_pools: Vec<IpNet>,
     /// Name servers to forward to; empty means those of the host's `/etc/resolv.conf`.
     pub dns_upstreams: Vec<IpAddr>,
     /// Names of machines; without it there are none.
@@ -67,6 +71,10 @@ pub struct Network {
     members: tokio::sync::Mutex<HashMap<Ipv6Net, HashSet<String>>>,
     guard: Guard,
     dns: JoinHandle<()>,
+    /// Held while egress addresses are changed.
+    pub(crate) egress_turn: tokio::sync::Mutex<()>,
+    /// None where the kernel does not tell.
+    pub(crate) refused: Option<Counter>,
 }
 
 impl Drop for Network {
@@ -96,6 +104,7 @@ impl Network {
             state_file,
             ipv4_pool,
             allowed,
+            egress_pools,
             dns_upstreams,
             names,
         } = config;
@@ -118,7 +127,7 @@ impl Network {
             Some(number) => links.index(&link_of(number)).await?,
             None => None,
         };
-        let pool = choose_pool(&links, ipv4_pool, own, &state_file).await?;
+        let pool = pool::choose(&links, ipv4_pool, own, &state_file).await?;
         let before = forwarding_file(&run_directory)?;
         forget_gone(&links, &claims).await?;
         let others = uplink::names(&links).await?;
@@ -151,14 +160,17 @@ impl Network {
         let (namespace, inner, sets) = opened.await?;
         let namespace = Arc::new(namespace);
         inner.add_dns().await?;
+        let host = HostConfig { allowed, pools: egress_pools, forwarding: before, state_file };
+        let (side_inner, side_namespace) = (inner.clone(), namespace.clone());
         let side =
-            HostSide::new(installation, links, inner.clone(), namespace.clone(), allowed, before)?;
-        let side = Arc::new(side);
+            blocking(move || HostSide::new(installation, links, side_inner, side_namespace, host));
+        let side = Arc::new(side.await?);
         let subscriptions = Subscriptions::open()?;
         side.ensure().await?;
         side.add_route(pool.into()).await?;
         let loading = side.clone();
         blocking(move || loading.load_filter()).await?;
+        let refused = Counter::of_group(side.log_group());
         legacy::tidy().await?;
         drop(claims);
 
@@ -174,6 +186,8 @@ impl Network {
             members: tokio::sync::Mutex::default(),
             guard,
             dns,
+            egress_turn: tokio::sync::Mutex::default(),
+            refused,
         })
     }
 
@@ -240,6 +254,7 @@ impl Network {
     pub async fn inspect(
         run_directory: &Path,
         data_directory: &Path,
+        egress_pools: &[IpNet],
     ) -> Result<Option<Vec<&'static str>>, NetworkError> {
         let directory = run_directory.to_owned();
         if !directory.exists() {
@@ -260,6 +275,10 @@ impl Network {
         }
         if !blocking(move || host_filter::is_loaded(&name)).await? {
             missing.push("packet filter");
+        }
+        let pools = answering::routes(&installation).list(&links).await?;
+        if !egress_pools.iter().all(|pool| pools.contains(&pool.trunc())) {
+            missing.push("routes to egress addresses");
         }
         if !forwarding::is_on() {
             missing.push("forwarding");
@@ -406,7 +425,8 @@ async fn remove(links: &Links, installation: &Installation) -> Result<(), Networ
     }
     links.remove(&name).await?;
     rules::clear(links, installation).await?;
-    public::clear(links, installation, &[]).await?;
+    public::routes(installation).clear(links, &[]).await?;
+    answering::clear(links, installation).await?;
     blocking(move || {
         let mut socket =
             Socket::open().map_err(NetworkError::io("open a socket of the packet filter"))?;
@@ -414,54 +434,6 @@ async fn remove(links: &Links, installation: &Installation) -> Result<(), Networ
         namespace::remove(&place)
     })
     .await
-}
-
-/// Key of the pool in the state file.
-const POOL: &str = "ipv4_pool";
-/// Pools to choose from are 10.201.0.0/16 and those behind it, which few networks use.
-const POOLS: std::ops::RangeInclusive<u8> = 201..=254;
-
-/// The pool that was given, or that was chosen before, or one that is free.
-async fn choose_pool(
-    host: &Links,
-    given: Option<Ipv4Net>,
-    own: Option<u32>,
-    state_file: &Path,
-) -> Result<Ipv4Net, NetworkError> {
-    let first = Ipv4Net::new_assert([10, *POOLS.start(), 0, 0].into(), 16);
-    let mut state = state::read(state_file);
-    let noted = state.get(POOL).and_then(|pool| pool.parse().ok());
-    let mut note = |pool: Ipv4Net| {
-        state.insert(POOL.to_owned(), pool.to_string());
-        state::write(state_file, &state)
-    };
-    // An earlier release had the first of them, and noted other things only. Its machines have
-    // addresses of that.
-    let earlier = forwarding::is_noted(state_file).then_some(first);
-    if let Some(pool) = given.or(noted).or(earlier) {
-        // With or without the address of a host in it.
-        let pool = pool.trunc();
-        return match uplink::conflict(host, pool, own).await? {
-            None => {
-                if given.is_none() && noted != Some(pool) {
-                    note(pool)?;
-                }
-                Ok(pool)
-            }
-            Some(link) => Err(NetworkError::PoolInUse { pool, link }),
-        };
-    }
-    for second in POOLS {
-        let pool = Ipv4Net::new_assert([10, second, 0, 0].into(), 16);
-        if uplink::conflict(host, pool, own).await?.is_none() {
-            note(pool)?;
-            return Ok(pool);
-        }
-    }
-    Err(NetworkError::PoolInUse {
-        pool: first,
-        link: "other links, as all ranges behind it".to_owned(),
-    })
 }
 
 /// Where is noted what forwarding was, of this network namespace.

@@ -27,14 +27,22 @@ const PROTOCOL: RouteProtocol = RouteProtocol::Other(202);
 /// The host's routes to addresses of apps.
 pub struct PublicAddresses {
     links: Links,
-    installation: Installation,
+    routes: LocalRoutes,
+}
+
+/// Routes by which the host takes prefixes as its own, told from others by what they have in
+/// common.
+#[derive(Debug, Clone)]
+pub(crate) struct LocalRoutes {
+    pub(crate) protocol: RouteProtocol,
+    pub(crate) metric: u32,
 }
 
 impl PublicAddresses {
     /// Those of an installation; nothing is changed yet.
     pub fn of(network: &Network) -> Self {
         let side = &network.side;
-        Self { links: side.links.clone(), installation: side.installation.clone() }
+        Self { links: side.links.clone(), routes: routes(&side.installation) }
     }
 
     /// Makes the host take what is sent to these prefixes, and no longer what an earlier server of
@@ -44,56 +52,74 @@ impl PublicAddresses {
     /// # Errors
     /// When a route can't be set.
     pub async fn take(&self, prefixes: &[IpNet]) -> Result<(), NetworkError> {
-        let prefixes: Vec<_> =
-            prefixes.iter().copied().filter(|prefix| !prefix.addr().is_loopback()).collect();
-        clear(&self.links, &self.installation, &prefixes).await?;
-        if prefixes.is_empty() {
-            return Ok(());
-        }
-        let loopback = loopback(&self.links).await?;
-        for prefix in prefixes {
-            let route = local_route(loopback, prefix, metric(&self.installation));
-            let added = self.links.handle().route().add(route).replace().execute().await;
-            added.map_err(NetworkError::netlink(format!("take the addresses {prefix}")))?;
-        }
-        Ok(())
+        self.routes.take(&self.links, prefixes).await
     }
 
     /// Takes the routes away again.
     pub async fn release(self) {
-        if let Err(error) = clear(&self.links, &self.installation, &[]).await {
+        if let Err(error) = self.routes.clear(&self.links, &[]).await {
             tracing::warn!(%error, "can't give up the addresses of apps");
         }
     }
 }
 
-/// Takes away the routes of an installation but for these.
-pub(crate) async fn clear(
-    links: &Links,
-    installation: &Installation,
-    but: &[IpNet],
-) -> Result<(), NetworkError> {
-    let metric = metric(installation);
-    let is_own = |route: &RouteMessage| {
-        route.header.protocol == PROTOCOL
-            && route.header.kind == RouteType::Local
-            && route.attributes.contains(&RouteAttribute::Priority(metric))
-    };
-    let routes = all_routes(links).await?;
-    let own: Vec<_> = routes.iter().filter(|route| is_own(route)).filter_map(destination).collect();
-    if own.is_empty() {
-        return Ok(());
-    }
-    let loopback = loopback(links).await?;
-    for prefix in own.into_iter().filter(|prefix| !but.contains(prefix)) {
-        let route = local_route(loopback, prefix, metric);
-        let removed = links.handle().route().del(route).execute().await;
-        removed.map_err(NetworkError::netlink(format!("give up the addresses {prefix}")))?;
-    }
-    Ok(())
+/// Routes of an installation to addresses of apps.
+pub(crate) fn routes(installation: &Installation) -> LocalRoutes {
+    LocalRoutes { protocol: PROTOCOL, metric: metric(installation) }
 }
 
-fn metric(installation: &Installation) -> u32 {
+impl LocalRoutes {
+    /// Has routes to these prefixes, and to no others.
+    pub(crate) async fn take(&self, links: &Links, prefixes: &[IpNet]) -> Result<(), NetworkError> {
+        let prefixes: Vec<_> =
+            prefixes.iter().copied().filter(|prefix| !prefix.addr().is_loopback()).collect();
+        self.clear(links, &prefixes).await?;
+        if prefixes.is_empty() {
+            return Ok(());
+        }
+        let loopback = loopback(links).await?;
+        for prefix in prefixes {
+            let route = self.route(loopback, prefix);
+            let added = links.handle().route().add(route).replace().execute().await;
+            added.map_err(NetworkError::netlink(format!("take the addresses {prefix}")))?;
+        }
+        Ok(())
+    }
+
+    /// Which there are.
+    pub(crate) async fn list(&self, links: &Links) -> Result<Vec<IpNet>, NetworkError> {
+        let is_own = |route: &RouteMessage| {
+            route.header.protocol == self.protocol
+                && route.header.kind == RouteType::Local
+                && route.attributes.contains(&RouteAttribute::Priority(self.metric))
+        };
+        let routes = all_routes(links).await?;
+        Ok(routes.iter().filter(|route| is_own(route)).filter_map(destination).collect())
+    }
+
+    /// Takes away all but these.
+    pub(crate) async fn clear(&self, links: &Links, but: &[IpNet]) -> Result<(), NetworkError> {
+        let own = self.list(links).await?;
+        if own.is_empty() {
+            return Ok(());
+        }
+        let loopback = loopback(links).await?;
+        for prefix in own.into_iter().filter(|prefix| !but.contains(prefix)) {
+            let route = self.route(loopback, prefix);
+            let removed = links.handle().route().del(route).execute().await;
+            removed.map_err(NetworkError::netlink(format!("give up the addresses {prefix}")))?;
+        }
+        Ok(())
+    }
+
+    fn route(&self, loopback: u32, prefix: IpNet) -> RouteMessage {
+        let mut route = local_route(loopback, prefix, self.metric);
+        route.header.protocol = self.protocol;
+        route
+    }
+}
+
+pub(crate) fn metric(installation: &Installation) -> u32 {
     FIRST_METRIC + installation.number
 }
 

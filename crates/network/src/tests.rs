@@ -1,6 +1,7 @@
 //! Tests on a network of their own: each is in new network and mount namespaces, which are gone
 //! with its thread.
 
+mod egress;
 mod policies;
 mod recovery;
 mod services;
@@ -73,6 +74,7 @@ impl Place {
             state_file: self.state_file(),
             ipv4_pool: None,
             allowed: Vec::new(),
+            egress_pools: Vec::new(),
             dns_upstreams: Vec::new(),
             names: None,
         }
@@ -104,7 +106,7 @@ impl Place {
 
     /// All that is missing, as `caddis doctor` says it.
     async fn missing(&self) -> Vec<&'static str> {
-        Network::inspect(&self.run, self.data.path()).await.unwrap().unwrap()
+        Network::inspect(&self.run, self.data.path(), &[]).await.unwrap().unwrap()
     }
 
     /// The same without what is noted of hosts.

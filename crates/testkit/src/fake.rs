@@ -193,9 +193,12 @@ impl FakeServer {
             Arc::new(KnownTraffic { each: each.clone(), view: OnceLock::new() })
         };
         let proxy = self.options.traffic.as_ref().map(known);
+        let pools = ["203.0.113.64/28", "2001:db8:1::e:0/112"];
+        let egress_addresses = pools.iter().map(|pool| pool.parse()).collect::<Result<_, _>>()?;
         let settings = Settings {
             rate_limit: self.options.rate_limit,
             traffic: TrafficSettings {
+                egress_addresses,
                 info: proxy.clone().map(|proxy| proxy as Arc<dyn TrafficInfo>),
                 ..TrafficSettings::default()
             },

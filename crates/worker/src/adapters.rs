@@ -8,7 +8,10 @@ use caddis_api::{ApiError, ErrorCode};
 use caddis_bus::message::ImageSummary;
 use caddis_guest_protocol::spec::NetworkSpec;
 use caddis_image::{Digest, ImageError, ImageStore, OwnFile, Progress, ResolvedImage, RootDisk};
-use caddis_network::{Disturbances, MachineAddresses, MachinePolicy, Network, NetworkError};
+use caddis_network::{
+    Assignments, Disturbances, MachineAddresses, MachinePolicy, Network, NetworkError, Refused,
+    Tracked,
+};
 use caddis_vmm::Patch;
 use tokio::sync::watch;
 
@@ -135,6 +138,22 @@ impl HostNetwork for Network {
 
     fn disturbances(&self) -> Option<watch::Receiver<Disturbances>> {
         Some(Self::disturbances(self))
+    }
+
+    async fn set_egress(&self, wanted: Assignments) -> Result<(), ApiError> {
+        Self::set_egress(self, wanted).await.map_err(network_error)
+    }
+
+    async fn clear_egress(&self, machine: &MachineAddresses) -> Result<(), ApiError> {
+        Self::clear_egress(self, machine).await.map_err(network_error)
+    }
+
+    fn refused(&self) -> Option<watch::Receiver<Refused>> {
+        Self::refused(self)
+    }
+
+    async fn tracked(&self) -> Result<Tracked, ApiError> {
+        Self::tracked(self).await.map_err(network_error)
     }
 
     fn guest_spec(&self, addresses: &MachineAddresses) -> NetworkSpec {

@@ -23,6 +23,7 @@ use crate::{
     capacity::Capacity,
     checks::Prober,
     clock::Clock,
+    egress::Egress,
     files::MachineFiles,
     host::{Exports, HostNetwork, Images},
     live::RunningVm,
@@ -67,6 +68,8 @@ pub struct Shared {
     pub volumes: Volumes,
     /// Which connections machines may have.
     pub policies: Policies,
+    /// What connections of machines come from.
+    pub egress: Egress,
     /// By which it records and waits.
     pub clock: Clock,
     /// What tests have steps do.
@@ -110,6 +113,7 @@ impl Shared {
             prober: drivers.prober,
             volumes,
             policies: Policies::default(),
+            egress: Egress::default(),
             owners: Mutex::default(),
             images_in_use: Mutex::default(),
             running: Mutex::default(),
@@ -148,6 +152,7 @@ impl Shared {
         let id = row.id.clone();
         self.uses(&id, &row.image);
         self.policies.knows(&row, &config);
+        self.egress.knows(&id, &row.addresses);
         {
             let mut owners = self.owners();
             // One that comes when all are ended ends at once.

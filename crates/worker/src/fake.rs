@@ -4,7 +4,7 @@
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
     io,
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
     os::fd::OwnedFd,
     path::Path,
     sync::{
@@ -23,7 +23,7 @@ use caddis_guest_protocol::{host::Pace, spec::NetworkSpec};
 use caddis_image::{
     Digest, ImageConfig, ImageReference, OwnFile, Progress, ResolvedImage, RootDisk,
 };
-use caddis_network::{MachineAddresses, MachinePolicy};
+use caddis_network::{Assignments, MachineAddresses, MachinePolicy, Refused, Tracked};
 use caddis_snapshot::{Location, Options, SnapshotStore, StoreKey};
 use caddis_vmm::{
     Patch, SlotPool, VmmError,
@@ -218,6 +218,10 @@ pub struct FakeNetwork {
     refuses_to_adopt: Arc<AtomicBool>,
     policies: Arc<Mutex<Vec<MachinePolicy>>>,
     refuses_policies: Arc<AtomicBool>,
+    egress: Arc<Mutex<Assignments>>,
+    refused: Arc<watch::Sender<Refused>>,
+    tracked: Arc<watch::Sender<Tracked>>,
+    looks: Arc<watch::Sender<u64>>,
 }
 
 impl FakeNetwork {
@@ -229,6 +233,33 @@ impl FakeNetwork {
     /// Those that are attached.
     pub fn taps(&self) -> Vec<String> {
         self.attached().iter().cloned().collect()
+    }
+
+    /// Egress addresses that machines have.
+    pub fn egress(&self) -> Assignments {
+        self.egress.lock().clone()
+    }
+
+    /// Has this many connections tracked, from now on, and so many packets dropped.
+    pub fn track(&self, tracked: Tracked) {
+        self.tracked.send_replace(tracked);
+    }
+
+    /// Has time pass until the worker has seen how many are tracked now, and made of it what it
+    /// does.
+    pub async fn until_looked(&self, clock: &Clock) {
+        let looks = || *self.looks.borrow();
+        // The first may have begun before; what follows it is over when the second begins.
+        let end = looks() + 3;
+        while looks() < end {
+            clock.advance(Duration::from_secs(60));
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Has connections of the machine with this address find no free port.
+    pub fn refuse_connections(&self, machine: IpAddr, count: u64) {
+        self.refused.send_modify(|refused| *refused.entry(machine).or_default() += count);
     }
 
     /// Has taps that are there already not be connected, as when another program removed them.
@@ -282,6 +313,29 @@ impl HostNetwork for FakeNetwork {
         }
         *self.policies.lock() = policies;
         Ok(())
+    }
+
+    async fn set_egress(&self, wanted: Assignments) -> Result<(), ApiError> {
+        *self.egress.lock() = wanted;
+        Ok(())
+    }
+
+    async fn clear_egress(&self, machine: &MachineAddresses) -> Result<(), ApiError> {
+        let own = [IpAddr::from(machine.ipv4), machine.ipv6.into()];
+        self.egress.lock().retain(|assignment| !own.contains(&assignment.machine));
+        Ok(())
+    }
+
+    fn refused(&self) -> Option<watch::Receiver<Refused>> {
+        let mut refused = self.refused.subscribe();
+        // Nothing from before is missed, as with the real one.
+        refused.mark_changed();
+        Some(refused)
+    }
+
+    async fn tracked(&self) -> Result<Tracked, ApiError> {
+        self.looks.send_modify(|looks| *looks += 1);
+        Ok(*self.tracked.borrow())
     }
 
     fn guest_spec(&self, _: &MachineAddresses) -> NetworkSpec {

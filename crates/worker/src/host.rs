@@ -8,7 +8,9 @@ use caddis_api::{ApiError, VolumeId};
 use caddis_bus::message::ImageSummary;
 use caddis_guest_protocol::spec::NetworkSpec;
 use caddis_image::{Digest, OwnFile, Progress, ResolvedImage, RootDisk};
-use caddis_network::{Disturbances, MachineAddresses, MachinePolicy};
+use caddis_network::{
+    Assignments, Disturbances, MachineAddresses, MachinePolicy, Refused, Tracked,
+};
 use caddis_snapshot::{SnapshotError, Source, nbd};
 use caddis_vmm::Patch;
 use tokio::sync::watch;
@@ -91,6 +93,19 @@ pub trait HostNetwork: Send + Sync + 'static {
     fn disturbances(&self) -> Option<watch::Receiver<Disturbances>> {
         None
     }
+
+    /// Gives machines these egress addresses, and takes all others away.
+    async fn set_egress(&self, wanted: Assignments) -> Result<(), ApiError>;
+
+    /// Takes the egress addresses of one machine away.
+    async fn clear_egress(&self, machine: &MachineAddresses) -> Result<(), ApiError>;
+
+    /// Connections that found no free port, by the address of their machine; `None` where the
+    /// kernel does not tell.
+    fn refused(&self) -> Option<watch::Receiver<Refused>>;
+
+    /// How full the tables of connections are.
+    async fn tracked(&self) -> Result<Tracked, ApiError>;
 
     /// The guest's end.
     fn guest_spec(&self, addresses: &MachineAddresses) -> NetworkSpec;

@@ -32,7 +32,9 @@ mod adapters;
 mod capacity;
 mod checks;
 mod clock;
+mod connections;
 mod disturbance;
+mod egress;
 mod engine;
 mod event;
 #[cfg(feature = "fake")]
@@ -156,6 +158,8 @@ impl Worker {
             tokio::spawn(volumes::watch_usage(shared.clone())),
             tokio::spawn(volumes::snapshots::run(shared.clone())),
             tokio::spawn(disturbance::note(shared.clone())),
+            tokio::spawn(egress::note(shared.clone())),
+            tokio::spawn(connections::note(shared.clone())),
         ];
         Ok(Self { shared, requests, background })
     }

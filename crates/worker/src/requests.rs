@@ -10,7 +10,7 @@ use caddis_bus::message::{Action, VersionRecord, WorkerReply, WorkerRequest, Wor
 use tokio::sync::oneshot;
 
 use crate::{
-    disturbance,
+    connections, disturbance,
     engine::Shared,
     owner::{Message, RequestId},
     publish::Page,
@@ -93,10 +93,14 @@ pub async fn handle(shared: &Arc<Shared>, id: RequestId, request: WorkerRequest)
             snapshots::delete(shared, &volume, &snapshot, id).await
         }
         WorkerRequest::SetPolicies { apps } => shared.policies.set(shared, apps).await,
+        WorkerRequest::SetEgress { revision, machines } => {
+            shared.egress.set(shared, revision, machines).await
+        }
         WorkerRequest::ListVolumes { after } => Ok(volumes::list(shared, after.as_ref())),
         WorkerRequest::Health => {
             let mut warnings = shared.vmm.warnings();
             warnings.extend(disturbance::warning(shared));
+            warnings.extend(connections::warning(shared).await);
             warnings.extend(shared.volumes.warnings());
             warnings.extend(shared.check_not_draining().err().map(|error| error.message));
             Ok(WorkerReply::Health { problems: host::problems(shared).await, warnings })

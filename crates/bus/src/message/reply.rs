@@ -164,6 +164,11 @@ pub enum WorkerReply {
     },
     /// Network policies are in force.
     PoliciesSet,
+    /// Egress addresses are as they should be.
+    Egress {
+        /// Number of the change that the worker has now.
+        revision: u64,
+    },
     /// All guests are stopped.
     Drained {
         /// How many were stopped.

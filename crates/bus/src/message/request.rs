@@ -9,6 +9,7 @@ use caddis_api::{
 use serde::{Deserialize, Serialize};
 
 use super::{
+    egress::MachineEgress,
     policies::AppPolicies,
     traffic::{HostLine, SleepMode},
     volume::{CreateVolume, VolumeAction},
@@ -171,6 +172,16 @@ pub enum WorkerRequest {
     SetPolicies {
         /// Of each app that has some.
         apps: Vec<AppPolicies>,
+    },
+    /// The egress addresses of all machines of the worker: each has what it has here from now on,
+    /// and others have none. Also of machines that are about to be made. Answer:
+    /// `WorkerReply::Egress`, once new connections come from them and those under addresses that
+    /// were taken away are cut.
+    SetEgress {
+        /// Number of the last change; what is older than what the worker has changes nothing.
+        revision: u64,
+        /// Those that have some.
+        machines: Vec<MachineEgress>,
     },
     /// Stop all guests for a shutdown of the host; they start again when the host is back. Answer:
     /// `Drained`.

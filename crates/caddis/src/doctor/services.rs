@@ -14,7 +14,7 @@ use nix::ifaddrs::getifaddrs;
 use socket2::{Domain, Socket, Type};
 
 use super::Check;
-use crate::settings::Settings;
+use crate::settings::{Settings, of_links};
 
 /// How long a name may take to resolve.
 const RESOLVE: Duration = Duration::from_secs(3);
@@ -71,6 +71,81 @@ pub(super) fn addresses(settings: &Settings) -> Check {
     Check::ok(name, shown.join(", "))
 }
 
+/// The addresses that connections of machines can come from.
+pub(super) fn egress(settings: &Settings) -> Check {
+    let name = "egress addresses";
+    let prefixes = &settings.traffic.egress_addresses;
+    if prefixes.is_empty() {
+        return Check::ok(name, "none: connections of machines come from addresses of this host");
+    }
+    if let Some((prefix, ip, link)) = prefixes.iter().find_map(of_a_link) {
+        return Check::warning(
+            name,
+            format!("{link} has {ip}, which is one of {prefix}: it is not allocated"),
+            "give addresses with --egress-addresses that no link of the host has",
+        );
+    }
+    let networks = networks();
+    let around = |prefix: &IpNet| networks.iter().find(|(network, _)| prefix.contains(network));
+    let swallowed = prefixes.iter().find_map(|prefix| Some((prefix, around(prefix)?)));
+    if let Some((prefix, (network, link))) = swallowed {
+        return Check::failed(
+            name,
+            format!("{prefix} has all of {network}: no other host on {link} can be reached"),
+            "give a part of it with --egress-addresses in which no other host is",
+        );
+    }
+    let gateways = gateways();
+    let is_gateway = |prefix: &IpNet| gateways.iter().find(|ip| prefix.contains(*ip)).copied();
+    if let Some((prefix, ip)) = prefixes.iter().find_map(|it| Some((it, is_gateway(it)?))) {
+        return Check::failed(
+            name,
+            format!("{prefix} has the gateway {ip}: it can't be reached"),
+            "give addresses with --egress-addresses that no other host has",
+        );
+    }
+    let shown = prefixes.iter().map(|prefix| {
+        let within = networks.iter().find(|(network, _)| network.contains(prefix));
+        match within {
+            Some((_, link)) => format!("{prefix} (this host answers for them on {link})"),
+            None => format!("{prefix} (a router must lead them to this host)"),
+        }
+    });
+    Check::ok(name, shown.collect::<Vec<_>>().join(", "))
+}
+
+/// Networks of the host's links but loopback, with the names of these.
+fn networks() -> Vec<(IpNet, String)> {
+    let ip = |address: nix::sys::socket::SockaddrStorage| {
+        let v4 = address.as_sockaddr_in().map(|address| IpAddr::V4(address.ip()));
+        v4.or_else(|| address.as_sockaddr_in6().map(|address| address.ip().into()))
+    };
+    let links = getifaddrs().into_iter().flatten();
+    let found = links.filter_map(|link| {
+        let network = IpNet::with_netmask(ip(link.address?)?, ip(link.netmask?)?).ok()?.trunc();
+        Some((network, link.interface_name))
+    });
+    let is_a_link = |network: &IpNet| {
+        network.prefix_len() < network.max_prefix_len() && !network.addr().is_loopback()
+    };
+    found.filter(|(network, _)| is_a_link(network)).collect()
+}
+
+/// Where the host sends what is for elsewhere, in IPv4.
+fn gateways() -> Vec<IpAddr> {
+    let routes = std::fs::read_to_string("/proc/net/route").unwrap_or_default();
+    gateways_in(&routes)
+}
+
+fn gateways_in(routes: &str) -> Vec<IpAddr> {
+    let gateway = |line: &str| {
+        let number = u32::from_str_radix(line.split_whitespace().nth(2)?, 16).ok()?;
+        // In the byte order of the network, read as a number of the host.
+        (number != 0).then(|| IpAddr::from(number.to_ne_bytes()))
+    };
+    routes.lines().skip(1).filter_map(gateway).collect()
+}
+
 /// The host names of apps.
 pub(super) fn names(settings: &Settings) -> Check {
     let domain = &settings.traffic.domain;
@@ -107,12 +182,8 @@ pub(super) fn running(settings: &Settings) -> Option<ServerFile> {
 
 /// An address of the prefix that a link of the host has, and the link.
 fn of_a_link(prefix: &IpNet) -> Option<(IpNet, IpAddr, String)> {
-    getifaddrs().ok()?.find_map(|link| {
-        let address = link.address?;
-        let v4 = address.as_sockaddr_in().map(|address| IpAddr::V4(address.ip()));
-        let ip = v4.or_else(|| address.as_sockaddr_in6().map(|address| address.ip().into()))?;
-        prefix.contains(&ip).then_some((*prefix, ip, link.interface_name))
-    })
+    let mut links = of_links();
+    links.find_map(|(ip, link)| prefix.contains(&ip).then_some((*prefix, ip, link)))
 }
 
 /// Whether what is sent to the prefix is the host's.
@@ -207,6 +278,24 @@ mod tests {
         for prefix in ["240.0.0.0/29", "2001:db8:ffff::/64"] {
             assert_eq!(of(prefix, true), Status::Failed, "somebody has removed the route");
         }
+    }
+
+    #[test]
+    fn egress_addresses_are_of_no_link_and_of_no_other_host() {
+        let of = |prefixes: &[&str]| {
+            let (_directory, mut settings) = settings(&[], None);
+            settings.traffic.egress_addresses =
+                prefixes.iter().map(|prefix| prefix.parse().unwrap()).collect();
+            let found = egress(&settings);
+            (found.status, found.message)
+        };
+        assert!(of(&[]).1.contains("none"));
+        let (status, message) = of(&["240.0.0.0/29", "2001:db8:ffff::/64"]);
+        assert!(status == Status::Ok && message.contains("a router must lead them"), "{message}");
+        assert_eq!(of(&["127.0.0.0/8"]).0, Status::Warning, "lo has 127.0.0.1");
+        let routes = "Iface\tDestination\tGateway\neth0\t00000000\t0100000A\neth0\t0000000A\t\
+                      00000000\n";
+        assert_eq!(gateways_in(routes), ["10.0.0.1".parse::<IpAddr>().unwrap()]);
     }
 
     #[test]

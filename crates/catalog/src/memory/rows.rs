@@ -7,8 +7,9 @@ use caddis_api::{MachineId, PolicyId, app::Organization};
 use crate::{
     Address, AppQuery, AppRecord, AppState, PERSONAL, Placement, PrivateNetwork, VolumePlacement,
     store::{
-        AddressConflict, AddressRow, AppRow, NewNetwork, PlacementConflict, PlacementRow,
-        PolicyConflict, PolicyRow, RequestRow, TokenRow, VolumeRow,
+        AddressConflict, AddressRow, AppRow, EgressBlockRow, EgressChange, EgressTable, NewNetwork,
+        PlacementConflict, PlacementRow, PolicyConflict, PolicyRow, RequestRow, TokenRow,
+        VolumeRow,
     },
 };
 
@@ -23,6 +24,7 @@ pub(super) struct Rows {
     pub(super) addresses: Vec<AddressRow>,
     /// Oldest first.
     pub(super) policies: Vec<PolicyRow>,
+    pub(super) egress: EgressTable,
     pub(super) requests: Vec<Request>,
     pub(super) tokens: HashMap<String, TokenRow>,
 }
@@ -232,6 +234,32 @@ impl Rows {
         let before = self.policies.len();
         self.policies.retain(|row| row.app != app || row.id != *id);
         self.policies.len() < before
+    }
+
+    /// Whether the change could be made.
+    pub(super) fn change_egress(&mut self, change: EgressChange) -> bool {
+        let mut table = self.egress.clone();
+        table.blocks.retain(|block| !change.taken.contains(block));
+        table.addresses.retain(|row| !change.gone.contains(&row.ip));
+        for row in change.put {
+            match table.addresses.iter_mut().find(|other| other.ip == row.ip) {
+                Some(other) => *other = row,
+                None => table.addresses.push(row),
+            }
+        }
+        for given in change.given {
+            let is_same =
+                |other: &EgressBlockRow| (other.ip, other.block) == (given.ip, given.block);
+            if table.blocks.iter().any(is_same) {
+                return false;
+            }
+            table.blocks.push(given);
+        }
+        table.addresses.sort_by_key(|row| row.ip.to_string());
+        table.blocks.sort_by_key(|block| (block.ip.to_string(), block.block));
+        table.revision += 1;
+        self.egress = table;
+        true
     }
 
     pub(super) fn request(&mut self, id: &str) -> Option<&mut RequestRow> {

@@ -235,7 +235,7 @@ impl AddressPool {
     }
 
     /// All addresses of the prefixes, lowest first within each.
-    fn all(&self) -> impl Iterator<Item = IpAddr> {
+    pub(super) fn all(&self) -> impl Iterator<Item = IpAddr> {
         self.prefixes
             .iter()
             .flat_map(|prefix| prefix.trunc().hosts().filter(move |ip| !is_special(prefix, *ip)))

@@ -145,6 +145,7 @@ impl Catalog {
             return Ok(false);
         }
         if self.store.delete_app(app.number, self.now()).await? {
+            self.settle_all_egress().await?;
             return Ok(true);
         }
         // A machine is left, or somebody else has just deleted it.

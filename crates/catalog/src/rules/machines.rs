@@ -38,7 +38,10 @@ impl Catalog {
                 request: new.request.clone(),
             };
             match self.store.insert_placement(row.clone()).await? {
-                Ok(()) => return Ok(placed(row, new.app, app.network_prefix)),
+                Ok(()) => {
+                    self.settle_egress(&new.app).await?;
+                    return Ok(placed(row, new.app, app.network_prefix));
+                }
                 Err(PlacementConflict::Name(holder)) if new.name.is_some() => {
                     return Err(CatalogError::MachineNameTaken { name: row.name, holder });
                 }
@@ -91,17 +94,23 @@ impl Catalog {
             }
             if self.store.move_placement(machine, from_epoch, worker, region).await? {
                 let (worker, region) = (worker.clone(), region.clone());
+                self.settle_egress(&found.app).await?;
                 return Ok(Placement { worker, region, epoch: from_epoch + 1, ..found });
             }
         }
     }
 
-    /// Frees the name of a machine that is gone or was never made. Doing it again changes nothing.
+    /// Frees the name and the egress addresses of a machine that is gone or was never made. Doing
+    /// it again changes nothing.
     ///
     /// # Errors
     /// When the store fails.
     pub async fn release(&self, machine: &MachineId) -> Result<()> {
-        Ok(self.store.release_placement(machine, self.now()).await?)
+        self.store.release_placement(machine, self.now()).await?;
+        match self.store.placement(machine).await? {
+            Some(placement) => self.settle_egress(&placement.app).await,
+            None => Ok(()),
+        }
     }
 
     /// Placements that are not released: of one worker, or all.

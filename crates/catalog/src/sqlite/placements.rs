@@ -111,6 +111,10 @@ pub(super) fn list(connection: &Connection, worker: Option<&WorkerId>) -> Result
     select(connection, condition, params![worker.map(WorkerId::as_str)])
 }
 
+pub(super) fn of_app(connection: &Connection, app: i32) -> Result<Vec<Placement>> {
+    select(connection, "p.released_ms IS NULL AND p.app = ?1", [app])
+}
+
 pub(super) fn of_request(connection: &Connection, id: &str) -> Result<Option<Placement>> {
     let condition = "p.machine = (SELECT machine FROM requests WHERE id = ?1)";
     Ok(select(connection, condition, [id])?.pop())

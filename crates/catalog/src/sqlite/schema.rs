@@ -83,6 +83,18 @@ const STEPS: &[&str] = &[
         app INTEGER NOT NULL REFERENCES apps(number), name TEXT NOT NULL, document TEXT NOT NULL,
         created_ms INTEGER NOT NULL, updated_ms INTEGER NOT NULL, UNIQUE (app, name)) STRICT;
 ",
+    "
+    CREATE TABLE egress_revision (
+        only INTEGER PRIMARY KEY CHECK (only = 0), revision INTEGER NOT NULL) STRICT;
+    INSERT INTO egress_revision (only, revision) VALUES (0, 0);
+    CREATE TABLE egress_addresses (
+        ip TEXT PRIMARY KEY, app INTEGER NOT NULL REFERENCES apps(number), machine TEXT,
+        region TEXT NOT NULL, pair INTEGER NOT NULL, created_ms INTEGER NOT NULL,
+        released INTEGER) STRICT, WITHOUT ROWID;
+    CREATE TABLE egress_blocks (
+        ip TEXT NOT NULL REFERENCES egress_addresses(ip), block INTEGER NOT NULL,
+        machine TEXT NOT NULL, PRIMARY KEY (ip, block)) STRICT, WITHOUT ROWID;
+",
 ];
 
 /// Opens the catalog at `path`, making it when there is no file.

@@ -4,6 +4,7 @@
 
 mod addresses;
 mod apps;
+mod egress;
 mod interruptions;
 mod machines;
 mod policies;

@@ -3,7 +3,9 @@
 use std::{collections::HashSet, sync::Arc};
 
 use caddis_api::NetworkName;
-use caddis_catalog::{Catalog, CatalogError, IdempotencyState, NewApp, NewVolume, WantedAddress};
+use caddis_catalog::{
+    Catalog, CatalogError, IdempotencyState, NewApp, NewEgress, NewVolume, WantedAddress,
+};
 use futures::future::join_all;
 
 use crate::support::{
@@ -25,11 +27,32 @@ over_each_store!(
     no_volume_is_placed_in_an_app_that_is_gone,
     many_that_place_one_volume_place_it_once,
     of_many_that_want_the_last_address_one_gets_it,
+    of_many_that_want_the_last_egress_address_one_gets_it,
     many_that_want_any_address_each_get_one_of_their_own,
     many_that_see_to_an_address_of_an_app_give_it_one,
     no_address_is_left_of_an_app_that_is_gone,
     of_many_that_make_the_root_token_one_does,
 );
+
+async fn of_many_that_want_the_last_egress_address_one_gets_it(fixture: &Fixture) {
+    for index in 0..MANY {
+        fixture.catalog.create_app(app(&format!("a{index}"))).await.unwrap();
+    }
+    let catalogs = many(fixture);
+    let wanted = catalogs.iter().enumerate().map(|(index, catalog)| {
+        catalog.allocate_egress(NewEgress {
+            app: caddis_api::AppName::from_trusted(format!("a{index}")),
+            machine: None,
+            region: machine("a", None).region.to_string(),
+            pools: vec![pool(&["192.0.2.7/32"])],
+        })
+    });
+    let given = join_all(wanted).await;
+    assert_eq!(given.iter().filter(|given| given.is_ok()).count(), 1);
+    let refused =
+        given.iter().filter(|given| matches!(given, Err(CatalogError::EgressExhausted { .. })));
+    assert_eq!(refused.count(), MANY - 1);
+}
 
 const MANY: usize = 8;
 

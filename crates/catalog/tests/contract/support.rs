@@ -18,9 +18,9 @@ use caddis_catalog::{
     NewApp, NewPlacement, NewVolume, PERSONAL, Placement, SqliteStore, StoreError, StoredResponse,
     TokenRecord, VolumePlacement, WantedAddress,
     store::{
-        AddressConflict, AddressRow, AppConflict, AppRow, NetworkRow, NewNetwork,
-        PlacementConflict, PlacementRow, PolicyConflict, PolicyRow, RequestLease, RequestRow,
-        Store, Stored, TokenRow, VolumeConflict, VolumeRow,
+        AddressConflict, AddressRow, AppConflict, AppRow, EgressChange, EgressTable, NetworkRow,
+        NewNetwork, PlacementConflict, PlacementRow, PolicyConflict, PolicyRow, RequestLease,
+        RequestRow, Store, Stored, TokenRow, VolumeConflict, VolumeRow,
     },
 };
 use tokio::sync::watch;
@@ -263,6 +263,9 @@ pass_on! {
     fn delete_app(&self, number: i32, at_ms: UnixMillis) -> bool;
     fn placement(&self, machine: &MachineId) -> Option<Placement>;
     fn placements(&self, worker: Option<&WorkerId>) -> Vec<Placement>;
+    fn placements_of(&self, app: i32) -> Vec<Placement>;
+    fn egress(&self) -> EgressTable;
+    fn change_egress(&self, from: u64, change: EgressChange) -> bool;
     fn insert_placement(&self, row: PlacementRow) -> Result<(), PlacementConflict>;
     fn move_placement(
         &self,

@@ -27,13 +27,14 @@ enum IpsCommand {
     AllocateV4(allocate::AllocateV4),
     /// Allocate an IPv6 address.
     AllocateV6(allocate::AllocateV6),
-    /// Not available yet.
-    #[command(hide = true)]
+    /// Allocate static egress addresses, IPv4 and IPv6, that an app's machines share.
     AllocateEgress(allocate::AllocateEgress),
     /// List the private addresses of an app's machines.
     Private(private::Private),
     /// Release addresses of an app.
     Release(release::Release),
+    /// Release egress addresses of an app.
+    ReleaseEgress(release::ReleaseEgress),
 }
 
 pub async fn run(ips: Ips, session: &Session) -> Result<(), CliError> {
@@ -41,12 +42,10 @@ pub async fn run(ips: Ips, session: &Session) -> Result<(), CliError> {
         IpsCommand::List(list) => list::run(list, session).await,
         IpsCommand::AllocateV4(allocate) => allocate::v4(allocate, session).await,
         IpsCommand::AllocateV6(allocate) => allocate::v6(allocate, session).await,
-        IpsCommand::AllocateEgress(_) => Err(CliError::with_hint(
-            "egress addresses are not available yet",
-            "Connections that machines make come from the address of their host.",
-        )),
+        IpsCommand::AllocateEgress(allocate) => allocate::egress(allocate, session).await,
         IpsCommand::Private(private) => private::run(private, session).await,
         IpsCommand::Release(release) => release::run(release, session).await,
+        IpsCommand::ReleaseEgress(release) => release::egress(release, session).await,
     }
 }
 
@@ -55,6 +54,7 @@ fn table(session: &Session, addresses: &[IpAssignment]) -> Result<(), CliError> 
     let row = |address: &IpAssignment| {
         let version = if address.ip.contains(':') { "v6" } else { "v4" };
         let kind = match (&address.network, address.shared) {
+            _ if address.egress => "egress",
             (Some(_), _) => "private",
             (None, true) => "public (shared)",
             (None, false) => "public (dedicated)",

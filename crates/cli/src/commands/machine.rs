@@ -74,8 +74,8 @@ enum MachineCommand {
                       caddis machine place --region eu,any --json"
     )]
     Place(Box<place::Place>),
-    /// Manage egress addresses. Not available yet.
-    #[command(name = "egress-ip", hide = true)]
+    /// Manage static egress addresses of single machines.
+    #[command(name = "egress-ip")]
     EgressIp(egress_ip::EgressIp),
     /// List an app's machines.
     #[command(
@@ -155,7 +155,7 @@ pub async fn run(machine: Machine, session: &Session) -> Result<(), CliError> {
         MachineCommand::Uncordon(cordon) => cordon::set(cordon, false, session).await,
         MachineCommand::Place(place) => place::run(*place, session).await,
         MachineCommand::Leases(leases) => leases::run(leases, session).await,
-        MachineCommand::EgressIp(egress) => egress_ip::run(&egress),
+        MachineCommand::EgressIp(egress) => egress_ip::run(egress, session).await,
         MachineCommand::List(list) => list::run(list, session).await,
         MachineCommand::Status(status) => status::run(status, session).await,
         MachineCommand::Top(top) => top::run(top, session).await,

@@ -56,18 +56,139 @@ async fn addresses_are_allocated_listed_and_released() {
     ----- stderr -----
     Error: could not allocate an address: network not found (Request ID: …)
     ");
-    assert_snapshot!(stand.run("ips allocate-egress -a shop -r local").await, @"
-    exit code 1
-    ----- stderr -----
-    Error: egress addresses are not available yet
-    Connections that machines make come from the address of their host.
-    ");
     assert_snapshot!(stand.run("ips list -a nothing").await, @r#"
     exit code 1
     ----- stderr -----
     Error: Could not find App "nothing" (Request ID: …)
     'caddis apps list' lists the apps.
     "#);
+}
+
+#[tokio::test]
+async fn egress_addresses_of_an_app_are_allocated_listed_and_released() {
+    let stand = Stand::with_app().await;
+    assert_snapshot!(stand.run("ips allocate-egress -a shop -r local").await, @"
+    exit code 1
+    ----- stderr -----
+    Most apps need no static egress addresses. From a pair of them come all new connections of the app's machines in the region, up to 64 machines, each with 1024 ports.
+    Error: yes flag must be specified when not running interactively
+    ");
+    assert_snapshot!(stand.run("ips allocate-egress -a shop -r local --yes").await, @"
+    exit code 0
+    ----- stdout -----
+     VERSION │ IP │ TYPE │ REGION │ CREATED AT
+     v4 │ 203.0.113.65 │ egress │ local │ [AGO]
+     v6 │ 2001:db8:1::e:1 │ egress │ local │ [AGO]
+    ");
+    assert_snapshot!(stand.run("ips allocate-egress -a shop -r other --yes").await, @"
+    exit code 1
+    ----- stderr -----
+    Error: could not allocate an address: invalid region, there are no egress addresses in 'other': this server's are in local (Request ID: …)
+    ");
+    assert_snapshot!(stand.run("ips list -a shop").await, @"
+    exit code 0
+    ----- stdout -----
+     VERSION │ IP │ TYPE │ REGION │ CREATED AT
+     v4 │ 203.0.113.65 │ egress │ local │ [AGO]
+     v6 │ 2001:db8:1::e:1 │ egress │ local │ [AGO]
+    ");
+    let pair = stand.run("ips allocate-egress -a shop -y --json").await.ok().json();
+    assert!(pair["ip"].is_null() && pair["ip_pair"]["v4"] == "203.0.113.66", "{pair}");
+    assert_snapshot!(stand.run("ips release-egress -a shop 203.0.113.9").await, @"
+    exit code 1
+    ----- stderr -----
+    Error: 203.0.113.9 is not an egress address of app shop
+    'caddis ips list -a shop' lists those it has.
+    ");
+    assert_snapshot!(
+        stand.run("ips release-egress -a shop 203.0.113.65 2001:db8:1:0:0:0:e:1").await,
+        @"
+    exit code 0
+    ----- stdout -----
+    Released 203.0.113.65 from shop
+    Released 2001:db8:1:0:0:0:e:1 from shop
+    "
+    );
+}
+
+#[tokio::test]
+async fn egress_addresses_of_a_machine_are_allocated_listed_promoted_and_released() {
+    let stand = Stand::with_app().await;
+    stand.run("machine run web -a shop --name web --detach").await.ok();
+    assert_snapshot!(stand.run("machine egress-ip list -a shop").await, @"
+    exit code 0
+    ----- stdout -----
+     MACHINE ID │ REGION │ TYPE │ EGRESS IP
+    ");
+    assert_snapshot!(stand.run("machine egress-ip allocate web -a shop").await, @"
+    exit code 1
+    ----- stderr -----
+    Egress addresses of machines are deprecated in the reference; consider those of apps instead: caddis ips allocate-egress
+    Most apps need no static egress address. Those of a machine are its own: another machine that takes its place, as after 'caddis machine clone', does not have them, and they are released when it is destroyed.
+    Error: yes flag must be specified when not running interactively
+    ");
+    assert_snapshot!(stand.run("machine egress-ip allocate web -a shop --yes").await, @"
+    exit code 0
+    ----- stdout -----
+    Allocated egress IPs for machine machine-id-001:
+    IPv4: 203.0.113.65
+    IPv6: 2001:db8:1::e:1
+
+    ----- stderr -----
+    Egress addresses of machines are deprecated in the reference; consider those of apps instead: caddis ips allocate-egress
+    ");
+    assert_snapshot!(stand.run("machine egress-ip allocate web -a shop --yes").await, @"
+    exit code 1
+    ----- stderr -----
+    Egress addresses of machines are deprecated in the reference; consider those of apps instead: caddis ips allocate-egress
+    Error: could not allocate egress addresses to machine machine-id-001: already_exists: machine machine-id-001 has egress addresses of its own (Request ID: …)
+    ");
+    assert_snapshot!(stand.run("machine egress-ip list -a shop").await, @"
+    exit code 0
+    ----- stdout -----
+     MACHINE ID │ REGION │ TYPE │ EGRESS IP
+     machine-id-001 │ local │ v4 │ 203.0.113.65
+     machine-id-001 │ local │ v6 │ 2001:db8:1::e:1
+    ");
+    assert_snapshot!(stand.run("machine egress-ip promote web -a shop").await, @"
+    exit code 1
+    ----- stdout -----
+     MACHINE ID │ REGION │ TYPE │ EGRESS IP
+     machine-id-001 │ local │ v4 │ 203.0.113.65
+     machine-id-001 │ local │ v6 │ 2001:db8:1::e:1
+
+
+    ----- stderr -----
+    Error: yes flag must be specified when not running interactively
+    ");
+    assert_snapshot!(stand.run("machine egress-ip promote web -a shop --yes").await, @"
+    exit code 0
+    ----- stdout -----
+    Promoted 2 egress IP(s) for machine machine-id-001 to app-scoped egress IPs
+    ");
+    assert_snapshot!(stand.run("machine egress-ip promote web -a shop --yes").await, @"
+    exit code 1
+    ----- stderr -----
+    Error: no machine-scoped egress IPs found for machine machine-id-001
+    ");
+    assert_snapshot!(stand.run("machine egress-ip release web -a shop --yes").await, @"
+    exit code 1
+    ----- stderr -----
+    Error: could not release the egress addresses of machine machine-id-001: machine machine-id-001 has no egress addresses of its own (Request ID: …)
+    ");
+    stand.run("machine egress-ip allocate web -a shop --yes").await.ok();
+    assert_snapshot!(stand.run("machine egress-ip release web -a shop").await, @"
+    exit code 1
+    ----- stderr -----
+    Error: yes flag must be specified when not running interactively
+    ");
+    assert_snapshot!(stand.run("machine egress-ip release web -a shop --yes").await, @"
+    exit code 0
+    ----- stdout -----
+    Egress IP released for the machine machine-id-001
+    IPv4: 203.0.113.66
+    IPv6: 2001:db8:1::e:2
+    ");
 }
 
 #[tokio::test]

@@ -288,12 +288,6 @@ async fn machines_are_cordoned_and_leases_seen_and_cleared() {
 #[tokio::test]
 async fn what_there_is_not_yet_says_so() {
     let stand = Stand::with_app().await;
-    assert_snapshot!(stand.run("machine egress-ip list -a shop").await, @"
-    exit code 1
-    ----- stderr -----
-    Error: egress addresses are not available yet
-    Connections of machines come from the address of their host.
-    ");
     assert_snapshot!(stand.run("machine run . -a shop").await, @"
     exit code 1
     ----- stderr -----

@@ -1,4 +1,5 @@
-//! `/v1/apps/{app}/ip_assignments`: the addresses that an app's services are reached at.
+//! `/v1/apps/{app}/ip_assignments`: the addresses that an app's services are reached at, and those
+//! that connections of its machines come from.
 
 use std::{collections::HashSet, net::IpAddr};
 
@@ -19,18 +20,21 @@ use caddis_api::{
 use caddis_catalog::{Address, AddressKind, CatalogError, NewAddress, WantedAddress};
 use serde::Deserialize;
 
-use super::filter::is_gone;
-use crate::http::{
-    authorization::AppPath,
-    caller::Caller,
-    context::Context,
-    errors::HttpError,
-    extract::LenientJson,
-    responses::{BadBody, NoApp},
+use super::{egress, filter::is_gone};
+use crate::{
+    egress::tell_all,
+    http::{
+        authorization::AppPath,
+        caller::Caller,
+        context::Context,
+        errors::HttpError,
+        extract::LenientJson,
+        responses::{BadBody, NoApp},
+    },
 };
 
 /// What the region of an address is called that answers in all.
-const GLOBAL: &str = "global";
+pub(super) const GLOBAL: &str = "global";
 /// What the reference leaves out where a network is named.
 const DEFAULT_NETWORK: &str = "default";
 
@@ -42,6 +46,7 @@ fn show(address: Address) -> IpAssignment {
         service_name: address.service_name,
         shared: address.kind == AddressKind::SharedV4,
         egress: false,
+        machines: None,
         created_at: time::seconds(address.created_at.into()),
         network: address.network.map(|network| IpAssignmentNetwork {
             name: if network.name == DEFAULT_NETWORK {
@@ -67,8 +72,11 @@ pub(crate) async fn list(
     State(context): State<Context>,
     app: AppPath,
 ) -> Result<Json<IpAssignments>, HttpError> {
-    let addresses = context.catalog.addresses_of(app.name()?).await?;
-    Ok(Json(IpAssignments { ips: addresses.into_iter().map(show).collect() }))
+    let app = app.name()?;
+    let addresses = context.catalog.addresses_of(app).await?.into_iter().map(show);
+    let egress = context.catalog.egress_addresses(app).await?.into_iter();
+    let of_app = egress.filter(|address| address.machine.is_none()).map(egress::show);
+    Ok(Json(IpAssignments { ips: addresses.chain(of_app).collect() }))
 }
 
 /// Assign an address to an app.
@@ -77,6 +85,10 @@ pub(crate) async fn list(
 /// app alone: its services answer there on any port. A `shared_v4` is the address that all apps
 /// share; an app has it once. At a `private_v6` the machines of one network reach the TCP services
 /// of the app, but for those with `tls`; in their DNS it is `APP.flycast`.
+///
+/// From an `egress_v4`, `egress_v6` or `egress_pair`, the lowest that are free among the server's
+/// `--egress-addresses`, come the connections to the outside of the app's machines in a region: at
+/// once, of new connections. Up to 64 machines share one, each with 1024 ports of it.
 #[utoipa::path(
     post,
     path = "/v1/apps/{app_name}/ip_assignments",
@@ -100,6 +112,18 @@ pub(crate) async fn assign(
     app: AppPath,
     LenientJson(request): LenientJson<AssignIpRequest>,
 ) -> Result<Json<AssignIpReply>, HttpError> {
+    if let Some(
+        kind @ (IpAssignmentType::EgressV4
+        | IpAssignmentType::EgressV6
+        | IpAssignmentType::EgressPair),
+    ) = request.kind
+    {
+        if request.ip.is_some() {
+            return Err(ApiError::invalid("invalid ip, only a v4 or v6 can be chosen").into());
+        }
+        let (assignment, ip_pair) = egress::assign(&context, app.name()?, kind, &request).await?;
+        return Ok(Json(AssignIpReply { assignment, ip_pair }));
+    }
     let wanted = wanted(&context, &caller, &request).await?;
     let region = request.region.filter(|region| region != GLOBAL).unwrap_or_default();
     if !region.is_empty() && !context.regions.knows(&region) {
@@ -115,7 +139,7 @@ pub(crate) async fn assign(
     }
     let app = AppName::from_trusted(app.name()?);
     let new = NewAddress { app, wanted, region, service_name };
-    let assignment = show(context.catalog.allocate_address(new).await?);
+    let assignment = show(context.catalog.allocate_address(new).await?).into();
     Ok(Json(AssignIpReply { assignment, ip_pair: None }))
 }
 
@@ -126,7 +150,10 @@ async fn wanted(
 ) -> Result<WantedAddress, ApiError> {
     let traffic = &context.settings.traffic;
     let kind = request.kind.ok_or_else(|| {
-        ApiError::invalid("invalid type, it is required: use v4, v6, shared_v4 or private_v6")
+        ApiError::invalid(
+            "invalid type, it is required: use v4, v6, shared_v4, private_v6, egress_v4, egress_v6 \
+             or egress_pair",
+        )
     })?;
     let is_own = matches!(kind, IpAssignmentType::V4 | IpAssignmentType::V6);
     if request.ip.is_some() && !is_own {
@@ -169,10 +196,7 @@ async fn wanted(
             })
         }
         IpAssignmentType::EgressV4 | IpAssignmentType::EgressV6 | IpAssignmentType::EgressPair => {
-            Err(ApiError::invalid(
-                "invalid type, egress addresses are not available yet: use v4, v6, shared_v4 or \
-             private_v6",
-            ))
+            Err(ApiError::internal("an egress address is not one of services"))
         }
     }
 }
@@ -184,6 +208,8 @@ pub(crate) struct AddressWord {
 }
 
 /// Release an address of an app.
+///
+/// Connections of machines under an egress address are cut.
 #[utoipa::path(
     delete,
     path = "/v1/apps/{app_name}/ip_assignments/{ip}",
@@ -203,7 +229,14 @@ pub(crate) async fn release(
     Path(AddressWord { ip }): Path<AddressWord>,
 ) -> Result<StatusCode, HttpError> {
     let ip = address("address", &ip)?;
-    context.catalog.release_address(app.name()?, ip).await?;
+    let app = app.name()?;
+    match context.catalog.release_address(app, ip).await {
+        Err(CatalogError::AddressNotFound(_)) => {
+            context.catalog.release_egress(app, ip).await?;
+            tell_all(&context).await;
+        }
+        released => released?,
+    }
     Ok(StatusCode::NO_CONTENT)
 }
 

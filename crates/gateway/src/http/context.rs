@@ -1,6 +1,6 @@
 //! What all endpoints share, and how they reach machines and workers.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use caddis_api::{ApiError, AppName, ErrorCode, VolumeId, WorkerId};
 use caddis_bus::{
@@ -9,6 +9,7 @@ use caddis_bus::{
 };
 use caddis_catalog::Catalog;
 use caddis_view::{Superseded, View, ViewSettings};
+use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -43,6 +44,8 @@ pub(crate) struct Inner {
     pub missing_volumes: Underway<VolumeId>,
     /// What workers know of network policies.
     pub policies: ToldPolicies,
+    /// The last change of egress addresses that each worker has been told.
+    pub egress_told: Mutex<HashMap<WorkerId, u64>>,
     pub limits: Option<Arc<Limits>>,
     pub in_flight: InFlight,
     /// Ends waits and event streams.
@@ -75,6 +78,7 @@ impl Inner {
             volume_deletions: Underway::default(),
             missing_volumes: Underway::default(),
             policies: ToldPolicies::default(),
+            egress_told: Mutex::default(),
             in_flight: InFlight::default(),
             closing: CancellationToken::new(),
             ending: CancellationToken::new(),

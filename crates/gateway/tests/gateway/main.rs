@@ -7,6 +7,7 @@ mod authorization;
 mod connections;
 mod create;
 mod crowds;
+mod egress;
 mod holds;
 mod hosts;
 mod idempotency;

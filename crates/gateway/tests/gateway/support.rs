@@ -66,7 +66,15 @@ pub struct Fixture {
 
 impl Fixture {
     pub async fn new() -> Self {
-        Self::with(Settings::default(), |_| {}).await
+        Self::with(Self::settings(), |_| {}).await
+    }
+
+    /// With egress addresses.
+    pub fn settings() -> Settings {
+        let pools = ["203.0.113.64/28", "2001:db8:1::e:0/112"];
+        let egress_addresses = pools.iter().map(|pool| pool.parse().unwrap()).collect();
+        let traffic = TrafficSettings { egress_addresses, ..TrafficSettings::default() };
+        Settings { traffic, ..Settings::default() }
     }
 
     pub async fn with(settings: Settings, prepare: impl FnOnce(&FakeWorker)) -> Self {

@@ -10,22 +10,29 @@ use std::{
 use tempfile::TempDir;
 
 use super::{Place, on_a_host, run};
-use crate::{DNS, GATEWAY_V6, MachineAddresses, Network, links::Links, namespace::Namespace};
+use crate::{
+    DNS, GATEWAY_V4, GATEWAY_V6, MachineAddresses, Network, links::Links, namespace::Namespace,
+};
 
 /// How long is waited for an answer that must not come.
 const SILENCE: Duration = Duration::from_millis(300);
 /// How long is waited for one that must.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-struct Machine {
+pub(super) struct Machine {
     tap: &'static str,
-    addresses: MachineAddresses,
-    inside: Namespace,
+    pub(super) addresses: MachineAddresses,
+    pub(super) inside: Namespace,
 }
 
 impl Machine {
     /// One whose network is that of its address.
-    async fn start(network: &Network, place: &TempDir, tap: &'static str, address: &str) -> Self {
+    pub(super) async fn start(
+        network: &Network,
+        place: &TempDir,
+        tap: &'static str,
+        address: &str,
+    ) -> Self {
         let ipv6: Ipv6Addr = address.parse().unwrap();
         let number = tap.trim_start_matches("caddis").parse().unwrap();
         let mac = format!("02:00:00:00:00:{number:02}");
@@ -46,12 +53,14 @@ impl Machine {
         machine.run(&format!(
             "ip link set lo up; ip link set {tap}p name eth0; ip link set eth0 up; \
              ip address add {ipv6}/128 dev eth0 nodad; \
-             ip -6 route add default via {GATEWAY_V6} dev eth0"
+             ip -6 route add default via {GATEWAY_V6} dev eth0; \
+             ip address add {}/32 dev eth0; ip route add default via {GATEWAY_V4} dev eth0 onlink",
+            machine.addresses.ipv4
         ));
         machine
     }
 
-    fn run(&self, command: &str) {
+    pub(super) fn run(&self, command: &str) {
         let command = command.to_owned();
         self.inside.run(move || run(&command)).unwrap();
     }

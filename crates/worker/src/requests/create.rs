@@ -53,11 +53,18 @@ pub(super) async fn create(
     let addresses =
         MachineAddresses { ipv4, ipv6: create.ipv6, network, mac: caddis_network::random_mac() };
     let id = create.id.clone();
+    if let Err(error) = shared.egress.admit(shared, &id, &addresses).await {
+        shared.capacity.release(&id);
+        return Err(error);
+    }
     let row = new_row(create, config, image, addresses, shared.clock.unix_now());
     let recorded = record_new(shared, row, typed, request).await;
     match &recorded {
         Ok(_) => volumes.keep(),
-        Err(_) => shared.capacity.release(&id),
+        Err(_) => {
+            shared.egress.is_not_made(&id);
+            shared.capacity.release(&id);
+        }
     }
     recorded
 }

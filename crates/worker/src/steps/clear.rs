@@ -61,6 +61,8 @@ pub(super) async fn release(context: Context) -> Result<Done, Failure> {
 }
 
 pub(super) async fn remove_files(context: Context) -> Result<Done, Failure> {
+    // Its private addresses are another machine's afterwards.
+    context.shared.egress.forget(&context.shared, &context.row).await.map_err(Failure::retry)?;
     let files = context.files();
     blocking(move || files.remove_all())
         .await

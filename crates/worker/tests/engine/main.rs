@@ -4,6 +4,7 @@
 
 mod databases;
 mod deaths;
+mod egress;
 mod faults;
 mod health;
 mod lifecycle;

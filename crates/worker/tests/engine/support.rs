@@ -43,7 +43,7 @@ mod snapshots;
 mod volumes;
 
 /// Generous, for a busy machine.
-const TIMEOUT: Duration = Duration::from_secs(60);
+pub const TIMEOUT: Duration = Duration::from_secs(60);
 
 pub use snapshots::restored;
 pub use volumes::{mounted, new_volume};

@@ -1,9 +1,9 @@
-//! `caddis ips allocate-v4` and `allocate-v6`.
+//! `caddis ips allocate-v4`, `allocate-v6` and `allocate-egress`.
 
-use caddis_api::addresses::{AssignIpRequest, IpAssignmentType};
+use caddis_api::addresses::{AssignIpReply, AssignIpRequest, IpAssignment, IpAssignmentType};
 use clap::Args;
 
-use crate::{CliError, globals::AppArgs, session::Session};
+use crate::{CliError, globals::AppArgs, prompt, session::Session};
 
 /// `caddis ips allocate-v4`.
 #[derive(Debug, Args)]
@@ -56,15 +56,19 @@ pub struct AllocateV6 {
 
 /// `caddis ips allocate-egress`.
 #[derive(Debug, Args)]
+#[command(after_help = "Example:\n  caddis ips allocate-egress -a hello --yes")]
 pub struct AllocateEgress {
     #[command(flatten)]
-    _app: AppArgs,
-    /// Region of the machines.
-    #[arg(id = "region", short, long, value_name = "CODE")]
-    _region: Option<String>,
-    /// No effect.
-    #[arg(id = "yes", short, long)]
-    _yes: bool,
+    app: AppArgs,
+    /// Region of the machines [default: the server's].
+    #[arg(short, long, value_name = "CODE")]
+    region: Option<String>,
+    /// Don't ask for confirmation.
+    #[arg(short, long, alias = "auto-confirm")]
+    yes: bool,
+    /// Print the addresses as JSON.
+    #[arg(short, long)]
+    json: bool,
 }
 
 pub async fn v4(allocate: AllocateV4, session: &Session) -> Result<(), CliError> {
@@ -86,6 +90,24 @@ pub async fn v6(allocate: AllocateV6, session: &Session) -> Result<(), CliError>
     assign(&allocate.app, &request, allocate.json, session).await
 }
 
+pub async fn egress(allocate: AllocateEgress, session: &Session) -> Result<(), CliError> {
+    if !allocate.yes {
+        session.printer.note(
+            "Most apps need no static egress addresses. From a pair of them come all new \
+             connections of the app's machines in the region, up to 64 machines, each with 1024 \
+             ports.",
+        )?;
+        let question = "Allocate static egress addresses?";
+        prompt::confirm(&session.printer, question, prompt::NO_YES).await?;
+    }
+    let request = AssignIpRequest {
+        kind: Some(IpAssignmentType::EgressPair),
+        region: allocate.region,
+        ..AssignIpRequest::default()
+    };
+    assign(&allocate.app, &request, allocate.json, session).await
+}
+
 async fn assign(
     app: &AppArgs,
     request: &AssignIpRequest,
@@ -101,5 +123,23 @@ async fn assign(
     if json {
         return Ok(session.printer.json(&assigned)?);
     }
-    super::table(session, &[assigned])
+    let AssignIpReply { assignment, ip_pair } = assigned;
+    let pair = ip_pair.into_iter().flat_map(|pair| [pair.v4, pair.v6]);
+    let rows: Vec<_> = assignment
+        .ip
+        .iter()
+        .cloned()
+        .chain(pair)
+        .map(|ip| IpAssignment {
+            ip,
+            region: assignment.region.clone(),
+            service_name: assignment.service_name.clone(),
+            shared: assignment.shared,
+            egress: assignment.egress,
+            created_at: assignment.created_at.clone(),
+            network: assignment.network.clone(),
+            machines: None,
+        })
+        .collect();
+    super::table(session, &rows)
 }

@@ -1,4 +1,6 @@
-//! `caddis ips release`.
+//! `caddis ips release` and `release-egress`.
+
+use std::net::IpAddr;
 
 use clap::Args;
 
@@ -15,10 +17,43 @@ pub struct Release {
     app: AppArgs,
 }
 
+/// `caddis ips release-egress`.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  caddis ips release-egress -a hello 203.0.113.65")]
+pub struct ReleaseEgress {
+    /// Egress addresses to release.
+    #[arg(value_name = "ADDRESS", required = true)]
+    addresses: Vec<String>,
+    #[command(flatten)]
+    app: AppArgs,
+}
+
 pub async fn run(release: Release, session: &Session) -> Result<(), CliError> {
+    all(&release.app, &release.addresses, session).await
+}
+
+pub async fn egress(release: ReleaseEgress, session: &Session) -> Result<(), CliError> {
     let client = session.client()?;
     let app = session.app(&release.app)?;
-    for address in &release.addresses {
+    let known = client.list_addresses(&app).await?;
+    let is_egress = |text: &String| {
+        let same = |ip: &str| {
+            text == ip || text.parse::<IpAddr>().is_ok_and(|text| ip.parse() == Ok(text))
+        };
+        known.iter().any(|address| address.egress && same(&address.ip))
+    };
+    if let Some(other) = release.addresses.iter().find(|address| !is_egress(address)) {
+        let hint = format!("'caddis ips list -a {app}' lists those it has.");
+        let text = format!("{other} is not an egress address of app {app}");
+        return Err(CliError::with_hint(text, hint));
+    }
+    all(&release.app, &release.addresses, session).await
+}
+
+async fn all(app: &AppArgs, addresses: &[String], session: &Session) -> Result<(), CliError> {
+    let client = session.client()?;
+    let app = session.app(app)?;
+    for address in addresses {
         client
             .release_address(&app, address)
             .await

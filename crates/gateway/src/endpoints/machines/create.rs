@@ -15,8 +15,8 @@ use caddis_catalog::{AppRecord, AppState, CatalogError, NewPlacement, Placement}
 
 use super::mounts::{self, Chooser, Wish};
 use crate::{
-    deletion,
-    endpoints::{addresses::publish, filter::is_gone},
+    deletion, egress,
+    endpoints::{addresses::publish, egress::warning as egress_warning, filter::is_gone},
     http::{
         authorization::AppPath,
         caller::Caller,
@@ -86,7 +86,8 @@ pub(crate) async fn create(
         let real = made.config.as_ref();
         let of_mounts = real.map(|real| mounts::overridden(&sent, real)).unwrap_or_default();
         let unreachable = publish(&context, &app, &config).await;
-        let lines = told.into_iter().chain(of_mounts).chain(unreachable);
+        let unshared = egress_warning(&context, &app, &made.id).await;
+        let lines = told.into_iter().chain(of_mounts).chain(unreachable).chain(unshared);
         Ok::<_, ApiError>(made.warning(lines.collect()))
     });
     let made = work
@@ -328,8 +329,13 @@ async fn hand_over(
         cordoned: wanted.cordoned,
         lease: wanted.lease.clone(),
     }));
-    // What it may send and receive is known before it is there.
-    let asked = match policies::machine_was_placed(context, &placement.worker).await {
+    // What it may send and receive, and that its first packet is to come from where all others do,
+    // is known before it is there.
+    let known = match egress::tell(context, &placement.worker).await {
+        Ok(_) => policies::machine_was_placed(context, &placement.worker).await,
+        Err(error) => Err(error),
+    };
+    let asked = match known {
         Ok(()) => context.ask(&placement.worker, request, context.settings.create_deadline).await,
         Err(error) => Err(error),
     };

@@ -26,8 +26,8 @@ use caddis_bus::{
     Bus, Handler, InProcessBus, Serving,
     message::{
         self, ANNOUNCE_INTERVAL, ANNOUNCEMENTS, Action, Announcement, AppPolicies, CreateVolume,
-        DELTAS, Delta, Envelope, MachineRecord, Offer, SnapshotRecord, VersionRecord, VolumeRecord,
-        WorkerReply, WorkerRequest, WorkerResult,
+        DELTAS, Delta, Envelope, MachineEgress, MachineRecord, Offer, SnapshotRecord,
+        VersionRecord, VolumeRecord, WorkerReply, WorkerRequest, WorkerResult,
     },
     stream::frames::{self, Frame},
 };
@@ -46,6 +46,8 @@ const PAGE: usize = 300;
 
 #[derive(Default)]
 pub struct State {
+    /// Egress addresses as they were told last.
+    pub egress: Vec<MachineEgress>,
     pub machines: BTreeMap<MachineId, MachineRecord>,
     pub leases: BTreeMap<MachineId, Lease>,
     /// Replaced ones, newest first; of all machines.
@@ -398,6 +400,10 @@ impl FakeWorker {
                 }
                 state.policies = apps;
                 Ok(WorkerReply::PoliciesSet)
+            }
+            WorkerRequest::SetEgress { revision, machines } => {
+                self.state().egress = machines;
+                Ok(WorkerReply::Egress { revision })
             }
             WorkerRequest::Drain { .. } => Ok(WorkerReply::Drained { stopped: 0 }),
             // Nobody but the proxy asks for it.

@@ -1,0 +1,155 @@
+//! Egress addresses of apps and machines, and what workers are told of them.
+
+use caddis_bus::message::{EgressSource, MachineEgress};
+use serde_json::{Value, json};
+
+use crate::support::{Answer, Fixture};
+
+async fn assign(fixture: &Fixture, body: Value) -> Answer {
+    fixture.post("/v1/apps/a/ip_assignments", body).await
+}
+
+/// What a worker was told last of a machine.
+fn told(fixture: &Fixture, machine: &str) -> Vec<(String, Option<(u16, u16)>)> {
+    let egress = fixture.worker.state().egress.clone();
+    let found: Vec<MachineEgress> =
+        egress.into_iter().filter(|one| one.machine.as_str() == machine).collect();
+    let sources = found.into_iter().flat_map(|one| one.sources);
+    sources.map(|EgressSource { address, ports }| (address.to_string(), ports)).collect()
+}
+
+fn ips(answer: &Value) -> Vec<&str> {
+    let all = answer["egress_ips"].as_array().unwrap().iter();
+    all.map(|one| one["ip"].as_str().unwrap()).collect()
+}
+
+#[tokio::test]
+async fn a_pair_of_an_app_is_assigned_shown_with_its_machines_and_released() {
+    let fixture = Fixture::new().await;
+    let id = fixture.started().await;
+    for kind in ["egress_pair", "egress-pair"] {
+        let body = json!({ "type": kind, "region": "local", "org_slug": "", "network": "",
+            "service_name": "" });
+        let pair = assign(&fixture, body).await.ok();
+        assert!(pair["ip"].is_null() && pair["egress"] == true && pair["region"] == "local");
+        let pair = &pair["ip_pair"];
+        let (v4, v6) = (pair["v4"].as_str().unwrap(), pair["v6"].as_str().unwrap());
+        let number = if kind == "egress_pair" { 5 } else { 6 };
+        assert_eq!(v4, format!("203.0.113.6{number}"));
+        assert_eq!(v6, format!("2001:db8:1::e:{}", number - 4));
+    }
+    let block = Some((1024, 2047));
+    let expected = [("203.0.113.65".to_owned(), block), ("2001:db8:1::e:1".to_owned(), block)];
+    assert_eq!(told(&fixture, id.as_str()), expected);
+    let listed = fixture.call("GET /v1/apps/a/ip_assignments").await.ok();
+    let first = &listed["ips"][0];
+    assert_eq!((&first["ip"], &first["egress"]), (&json!("203.0.113.65"), &json!(true)));
+    assert_eq!(
+        first["machines"],
+        json!([{ "machine_id": id, "first_port": 1024, "last_port": 2047 }])
+    );
+    let of_app = fixture.call("GET /v1/apps/a/egress_ips").await.ok();
+    assert_eq!(ips(&of_app), ["203.0.113.65", "2001:db8:1::e:1"]);
+    assert_eq!(of_app["egress_ips"][0]["scope"], "app");
+
+    // A new machine has its block before its worker is asked for it.
+    let body = json!({ "config": { "image": "nginx" } });
+    let made = fixture.post("/v1/apps/a/machines", body).await.ok();
+    assert_eq!(told(&fixture, made["id"].as_str().unwrap()).len(), 2);
+    assert!(made["warnings"].is_null(), "{made}");
+
+    for ip in ["203.0.113.65", "2001:db8:1::e:1", "203.0.113.66", "2001:db8:1::e:2"] {
+        let released = fixture.call(&format!("DELETE /v1/apps/a/ip_assignments/{ip}")).await;
+        assert_eq!(released.status, 204, "{}", released.text);
+    }
+    assert_eq!(told(&fixture, id.as_str()), []);
+    // All hosts know: it is free again.
+    let again = assign(&fixture, json!({ "type": "egress_v4" })).await.ok();
+    assert_eq!(again["ip"], "203.0.113.65");
+}
+
+#[tokio::test]
+async fn addresses_of_a_machine_are_allocated_listed_promoted_and_released() {
+    let fixture = Fixture::new().await;
+    let id = fixture.started().await;
+    let path = format!("/v1/apps/a/machines/{id}/egress_ips");
+    let nothing = fixture.call(&format!("GET {path}")).await.ok();
+    assert_eq!(ips(&nothing), [""; 0]);
+    for missing in [format!("DELETE {path}"), format!("POST {path}/promote")] {
+        let answer = fixture.call(&missing).await;
+        assert_eq!(answer.status, 404);
+        assert!(answer.error().contains("no egress addresses of its own"), "{}", answer.text);
+    }
+    let own = ["203.0.113.65", "2001:db8:1::e:1"];
+    let given = fixture.call(&format!("POST {path}")).await.ok();
+    assert_eq!(ips(&given), own);
+    assert_eq!(told(&fixture, id.as_str()), own.map(|ip| (ip.to_owned(), None)));
+    assert_eq!(fixture.call(&format!("POST {path}")).await.status, 409);
+    // They are not among those of the app, nor released with them.
+    let listed = fixture.call("GET /v1/apps/a/ip_assignments").await.ok();
+    assert_eq!(listed["ips"], json!([]));
+    let released = fixture.call(&format!("DELETE /v1/apps/a/ip_assignments/{}", own[0])).await;
+    assert_eq!(released.status, 404);
+
+    let promoted = fixture.call(&format!("POST {path}/promote")).await.ok();
+    assert_eq!(ips(&promoted), own);
+    let block = Some((1024, 2047));
+    assert_eq!(told(&fixture, id.as_str()), own.map(|ip| (ip.to_owned(), block)));
+    let listed = fixture.call("GET /v1/apps/a/ip_assignments").await.ok();
+    assert_eq!(listed["ips"].as_array().unwrap().len(), 2);
+
+    fixture.call(&format!("POST {path}")).await.ok();
+    assert_eq!(told(&fixture, id.as_str())[0], ("203.0.113.66".to_owned(), None));
+    let released = fixture.call(&format!("DELETE {path}")).await.ok();
+    assert_eq!(ips(&released), ["203.0.113.66", "2001:db8:1::e:2"]);
+    assert_eq!(told(&fixture, id.as_str()), own.map(|ip| (ip.to_owned(), block)));
+}
+
+#[tokio::test]
+async fn a_worker_that_was_away_is_told_what_it_missed() {
+    let fixture = Fixture::new().await;
+    let id = fixture.started().await;
+    assign(&fixture, json!({ "type": "egress_v4" })).await.ok();
+    let known = told(&fixture, id.as_str());
+    assert_eq!(known.len(), 1);
+    // Another process of it, which has to be told again.
+    fixture.worker.state().egress.clear();
+    let gateway = fixture.restarted().await;
+    let begun = std::time::Instant::now();
+    while told(&fixture, id.as_str()) != known {
+        assert!(begun.elapsed() < crate::support::TIMEOUT);
+        tokio::task::yield_now().await;
+    }
+    drop(gateway);
+}
+
+#[tokio::test]
+async fn of_two_that_want_the_last_egress_address_one_gets_it_and_the_other_is_told_why() {
+    let mut settings = Fixture::settings();
+    settings.traffic.egress_addresses = vec!["203.0.113.7/32".parse().unwrap()];
+    let fixture = Fixture::with(settings, |_| {}).await;
+    fixture.app("a").await;
+    let last = || assign(&fixture, json!({ "type": "egress_v4" }));
+    let (one, other) = tokio::join!(last(), last());
+    let (given, refused) = if one.status == 200 { (one, other) } else { (other, one) };
+    assert_eq!(given.ok()["ip"], "203.0.113.7");
+    assert_eq!(refused.status, 422);
+    assert!(refused.error().contains("no egress address is free in 203.0.113.7/32"));
+}
+
+#[tokio::test]
+async fn a_machine_for_which_no_block_is_left_is_made_with_a_warning() {
+    let fixture = Fixture::new().await;
+    fixture.app("a").await;
+    assign(&fixture, json!({ "type": "egress_v4" })).await.ok();
+    let make = async || {
+        let body = json!({ "config": { "image": "nginx" }, "skip_launch": true });
+        fixture.post("/v1/apps/a/machines", body).await.ok()
+    };
+    for _ in 0..64 {
+        assert!(make().await["warnings"].is_null());
+    }
+    let made = make().await;
+    assert!(made["warnings"][0].as_str().unwrap().contains("allocate-egress"), "{made}");
+    assert_eq!(told(&fixture, made["id"].as_str().unwrap()), []);
+}
