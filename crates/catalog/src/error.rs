@@ -89,6 +89,15 @@ pub enum CatalogError {
     /// The app does not have the address.
     #[error("Could not find IP address {0}")]
     AddressNotFound(IpAddr),
+    /// The network has a peer of this name.
+    #[error("already_exists: the network has a WireGuard peer \"{0}\": choose another name")]
+    PeerNameTaken(String),
+    /// A peer has this key.
+    #[error("already_exists: a WireGuard peer has this public key: each needs a key of its own")]
+    PeerKeyTaken,
+    /// The network has no peer of this name.
+    #[error("Could not find WireGuard peer \"{0}\"")]
+    PeerNotFound(String),
     /// No machine was ever placed under this id.
     #[error("machine {0} was never placed")]
     MachineNotFound(MachineId),
@@ -116,7 +125,8 @@ impl From<CatalogError> for ApiError {
         let code = match &error {
             CatalogError::OrganizationNotFound(_)
             | CatalogError::AppNotFound(_)
-            | CatalogError::AddressNotFound(_) => ErrorCode::NotFound,
+            | CatalogError::AddressNotFound(_)
+            | CatalogError::PeerNotFound(_) => ErrorCode::NotFound,
             CatalogError::NetworkNotFound | CatalogError::AddressOutsidePool { .. } => {
                 ErrorCode::InvalidArgument
             }
@@ -126,9 +136,10 @@ impl From<CatalogError> for ApiError {
                 ErrorCode::FailedPrecondition
             }
             CatalogError::IdempotencyMismatch => ErrorCode::Unprocessable,
-            CatalogError::MachineNameTaken { .. } | CatalogError::AddressTaken(_) => {
-                ErrorCode::AlreadyExists
-            }
+            CatalogError::MachineNameTaken { .. }
+            | CatalogError::AddressTaken(_)
+            | CatalogError::PeerNameTaken(_)
+            | CatalogError::PeerKeyTaken => ErrorCode::AlreadyExists,
             CatalogError::RequestHasMachine { .. } | CatalogError::MachineMoved { .. } => {
                 ErrorCode::Aborted
             }

@@ -4,6 +4,7 @@ mod addresses;
 mod apps;
 mod machines;
 mod networks;
+mod peers;
 mod requests;
 mod tokens;
 mod volumes;

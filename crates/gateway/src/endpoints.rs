@@ -16,6 +16,7 @@ mod platform_status;
 mod regions;
 mod traffic;
 mod volumes;
+mod wireguard;
 
 use caddis_catalog::Access::{Read, Write};
 use utoipa_axum::routes;
@@ -38,7 +39,10 @@ use crate::http::{
 
 /// See the module's text.
 pub(crate) fn all() -> Vec<Endpoint> {
-    [server(), apps(), machines(), one_machine(), volumes()].into_iter().flatten().collect()
+    [server(), apps(), machines(), one_machine(), volumes(), peers()]
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 fn server() -> Vec<Endpoint> {
@@ -74,6 +78,16 @@ fn apps() -> Vec<Endpoint> {
         // Twice is two addresses.
         Endpoint::new(routes!(addresses::assign), App(Write), Rate::Path),
         Endpoint::new(routes!(addresses::release), App(Write), Rate::Path),
+    ]
+}
+
+fn peers() -> Vec<Endpoint> {
+    vec![
+        Endpoint::new(routes!(wireguard::list), Organization(Read), Rate::Path),
+        Endpoint::new(routes!(wireguard::create), Organization(Write), Rate::Path),
+        Endpoint::new(routes!(wireguard::show_one), Organization(Read), Rate::Path),
+        Endpoint::new(routes!(wireguard::reset), Organization(Write), Rate::Path),
+        Endpoint::new(routes!(wireguard::remove), Organization(Write), Rate::Path),
     ]
 }
 

@@ -32,6 +32,7 @@ const TAGS: &[(&str, &str)] = &[
     ("Apps", "Apps group machines under a name."),
     ("Machines", "VMs."),
     ("Volumes", "Disks of apps that machines are given, and that outlive them."),
+    ("WireGuard", "Computers that reach private networks over WireGuard."),
     ("Platform", "Regions, placement and status."),
     ("Images", "Images on the hosts."),
     ("Host", "Maintenance of hosts."),

@@ -36,6 +36,7 @@ mod names;
 mod namespace;
 mod netlink;
 mod network;
+mod peers;
 mod public;
 mod recover;
 mod rules;

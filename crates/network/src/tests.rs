@@ -1,6 +1,7 @@
 //! Tests on a network of their own: each is in new network and mount namespaces, which are gone
 //! with its thread.
 
+mod peers;
 mod recovery;
 mod services;
 

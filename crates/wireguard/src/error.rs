@@ -2,18 +2,17 @@
 
 use std::net::Ipv6Addr;
 
+use crate::PublicKey;
+
 /// See its variants.
 #[derive(Debug, thiserror::Error)]
 pub enum WireGuardError {
-    /// Not the 32 bytes of a key in base64.
-    #[error("not a WireGuard key: 44 characters of base64 are expected, as `wg genkey` prints")]
-    Key,
     /// Two peers have one key: which of them a handshake comes from could not be told.
     #[error("two peers have the public key {0}: each needs a key pair of its own")]
-    KeyInUse(crate::PublicKey),
+    KeyInUse(PublicKey),
     /// The server itself has this key.
     #[error("the public key {0} is the server's own")]
-    OwnKey(crate::PublicKey),
+    OwnKey(PublicKey),
     /// Two peers have one address.
     #[error("two peers have the address {0}")]
     AddressInUse(Ipv6Addr),

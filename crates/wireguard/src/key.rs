@@ -6,7 +6,10 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use gotatun::x25519;
 use zeroize::Zeroizing;
 
-use crate::WireGuardError;
+/// What is no key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not a WireGuard key: 44 characters of base64 are expected, as `wg genkey` prints")]
+pub struct InvalidKey;
 
 /// A public key, which says who a peer is. Shown in base64.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -20,6 +23,11 @@ impl PrivateKey {
     /// A new one.
     pub fn random() -> Self {
         Self(Zeroizing::new(rand::random()))
+    }
+
+    /// The one with these bytes.
+    pub fn from_bytes(bytes: Zeroizing<[u8; 32]>) -> Self {
+        Self(bytes)
     }
 
     /// The public key that belongs to it.
@@ -38,7 +46,7 @@ impl PrivateKey {
 }
 
 impl FromStr for PrivateKey {
-    type Err = WireGuardError;
+    type Err = InvalidKey;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         parse(text).map(|bytes| Self(Zeroizing::new(bytes)))
@@ -46,16 +54,16 @@ impl FromStr for PrivateKey {
 }
 
 impl FromStr for PublicKey {
-    type Err = WireGuardError;
+    type Err = InvalidKey;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         parse(text).map(Self)
     }
 }
 
-fn parse(text: &str) -> Result<[u8; 32], WireGuardError> {
-    let bytes = Zeroizing::new(STANDARD.decode(text).map_err(|_| WireGuardError::Key)?);
-    bytes.as_slice().try_into().map_err(|_| WireGuardError::Key)
+fn parse(text: &str) -> Result<[u8; 32], InvalidKey> {
+    let bytes = Zeroizing::new(STANDARD.decode(text).map_err(|_| InvalidKey)?);
+    bytes.as_slice().try_into().map_err(|_| InvalidKey)
 }
 
 impl fmt::Display for PublicKey {

@@ -22,7 +22,7 @@ mod tunnel;
 
 pub use device::{create_device, open_socket};
 pub use error::WireGuardError;
-pub use key::{PrivateKey, PublicKey};
+pub use key::{InvalidKey, PrivateKey, PublicKey};
 pub use packet::name_server;
 pub use peers::{Peer, PeerStatus, Peers};
 pub use server::Server;

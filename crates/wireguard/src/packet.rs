@@ -49,6 +49,13 @@ pub fn name_server(address: Ipv6Addr) -> Ipv6Addr {
     Ipv6Addr::from_bits(address.to_bits() >> 80 << 80 | 3)
 }
 
+/// Whether an address of a network is a machine's or the name server's. Machines have no address
+/// in the first 2^33 subnets, where peers and services are.
+pub(crate) fn is_reached_by_peers(address: Ipv6Addr) -> bool {
+    let subnet = (address.to_bits() >> 16) as u64;
+    subnet >= 1 << 33 || address == name_server(address)
+}
+
 /// The error that tells the sender of a packet that it can't be delivered; none where none may be
 /// sent.
 pub(crate) fn unreachable(packet: &[u8], reason: Unreachable) -> Option<Vec<u8>> {

@@ -309,8 +309,10 @@ impl Peers {
 /// The packet without its padding, if its peer may send it.
 fn admit(peer: &Peer, mut packet: Buffer) -> Option<Buffer> {
     let header = packet::read(&packet)?;
-    let is_own = header.source == peer.address && peer.network.contains(&header.destination);
-    is_own.then(|| {
+    let is_right = header.source == peer.address
+        && peer.network.contains(&header.destination)
+        && packet::is_reached_by_peers(header.destination);
+    is_right.then(|| {
         packet.truncate(header.length);
         packet
     })

@@ -77,6 +77,12 @@ const STEPS: &[&str] = &[
     CREATE INDEX volumes_by_app ON volumes (app);
     CREATE INDEX volumes_by_worker ON volumes (worker) WHERE deleted_ms IS NULL;
 ",
+    "
+    CREATE TABLE peers (
+        network INTEGER NOT NULL REFERENCES networks(number), name TEXT NOT NULL,
+        key TEXT NOT NULL UNIQUE, address TEXT NOT NULL UNIQUE, created_ms INTEGER NOT NULL,
+        PRIMARY KEY (network, name)) STRICT, WITHOUT ROWID;
+",
 ];
 
 /// Opens the catalog at `path`, making it when there is no file.

@@ -6,6 +6,7 @@ mod addresses;
 mod apps;
 mod interruptions;
 mod machines;
+mod peers;
 mod races;
 mod requests;
 mod rows;

@@ -18,3 +18,4 @@ mod stand;
 mod traffic;
 mod usage;
 mod volumes;
+mod wireguard;

@@ -15,6 +15,7 @@ const PATH: &[(&str, &str)] = &[
     ("id", "01K3A5ZJ6R2X8N4B7D9F0H1M2P"),
     ("ip", "127.64.0.1"),
     ("volume_id", "vol_9vw681egy1jj5xm4"),
+    ("name", "laptop"),
     ("snapshot_id", "vs_Ql8xbllZOYDSDgo2D7NY"),
 ];
 

@@ -26,3 +26,4 @@ mod view;
 mod volumes;
 mod wait;
 mod watch;
+mod wireguard;

@@ -13,19 +13,24 @@ use super::{Place, on_a_host, run};
 use crate::{DNS, GATEWAY_V6, MachineAddresses, Network, links::Links, namespace::Namespace};
 
 /// How long is waited for an answer that must not come.
-const SILENCE: Duration = Duration::from_millis(300);
+pub(super) const SILENCE: Duration = Duration::from_millis(300);
 /// How long is waited for one that must.
-const TIMEOUT: Duration = Duration::from_secs(30);
+pub(super) const TIMEOUT: Duration = Duration::from_secs(30);
 
-struct Machine {
-    tap: &'static str,
-    addresses: MachineAddresses,
-    inside: Namespace,
+pub(super) struct Machine {
+    pub(super) tap: &'static str,
+    pub(super) addresses: MachineAddresses,
+    pub(super) inside: Namespace,
 }
 
 impl Machine {
     /// One whose network is that of its address.
-    async fn start(network: &Network, place: &TempDir, tap: &'static str, address: &str) -> Self {
+    pub(super) async fn start(
+        network: &Network,
+        place: &TempDir,
+        tap: &'static str,
+        address: &str,
+    ) -> Self {
         let ipv6: Ipv6Addr = address.parse().unwrap();
         let number = tap.trim_start_matches("caddis").parse().unwrap();
         let mac = format!("02:00:00:00:00:{number:02}");
@@ -51,13 +56,13 @@ impl Machine {
         machine
     }
 
-    fn run(&self, command: &str) {
+    pub(super) fn run(&self, command: &str) {
         let command = command.to_owned();
         self.inside.run(move || run(&command)).unwrap();
     }
 
     /// What becomes of a connection.
-    fn connect(&self, to: &str, port: u16, patience: Duration) -> io::Result<TcpStream> {
+    pub(super) fn connect(&self, to: &str, port: u16, patience: Duration) -> io::Result<TcpStream> {
         // Link-local addresses are those of the only card.
         let to: Ipv6Addr = to.parse().unwrap();
         let within = move || {
@@ -70,7 +75,7 @@ impl Machine {
     }
 
     #[track_caller]
-    fn fails(&self, to: &str, port: u16, expected: ErrorKind) {
+    pub(super) fn fails(&self, to: &str, port: u16, expected: ErrorKind) {
         let patience = if expected == ErrorKind::TimedOut { SILENCE } else { TIMEOUT };
         let outcome = self.connect(to, port, patience).map(|_| ()).map_err(|error| error.kind());
         assert_eq!(outcome, Err(expected), "{} to {to}, port {port}", self.tap);

@@ -165,6 +165,8 @@ fn what_is_not_from_its_own_address_or_not_for_its_network_is_dropped() {
         packet(ip("fdaa::3"), machine, &[]),
         packet(ip("fe80::1"), machine, &[]),
         packet(own, ip("fdaa:1:3:9::2"), &[]),
+        packet(own, ip("fdaa:1:2::9:2"), &[]),
+        packet(own, ip("fdaa:1:2:0:1::7"), &[]),
         packet(own, ip("fdaa::2"), &[]),
         packet(own, ip("fdaa::3"), &[]),
         packet(own, ip("2001:db8::1"), &[]),
