@@ -129,7 +129,8 @@ fn commands_that_are_not_run_have_arguments_that_exist() {
 const DOCS: &str = "
     Health_show Server_openapi Server_docs Platform_regions_get Platform_status
     WireGuardPeers_create WireGuardPeers_list WireGuardPeers_show WireGuardPeers_reset
-    WireGuardPeers_delete Platform_placements_post Organizations_list Apps_create Apps_list Apps_show
+    WireGuardPeers_delete Platform_placements_post Organizations_list
+    Apps_create Apps_list Apps_show
     App_IPAssignments_create App_IPAssignments_list App_IPAssignments_delete Images_list
     Volumes_create Volumes_get_by_id Volumes_list Volumes_org_list Volumes_update Volumes_extend
     createVolumeSnapshot Volumes_list_snapshots Volumes_get_snapshot Volumes_delete_snapshot

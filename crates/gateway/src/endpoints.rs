@@ -84,9 +84,12 @@ fn apps() -> Vec<Endpoint> {
 fn peers() -> Vec<Endpoint> {
     vec![
         Endpoint::new(routes!(wireguard::list), Organization(Read), Rate::Path),
+        // The second time its name is taken.
         Endpoint::new(routes!(wireguard::create), Organization(Write), Rate::Path),
         Endpoint::new(routes!(wireguard::show_one), Organization(Read), Rate::Path),
-        Endpoint::new(routes!(wireguard::reset), Organization(Write), Rate::Path),
+        // The same key a second time changes nothing.
+        Endpoint::new(routes!(wireguard::reset), Organization(Write), Rate::Path)
+            .replay(Repeatable),
         Endpoint::new(routes!(wireguard::remove), Organization(Write), Rate::Path),
     ]
 }
@@ -205,6 +208,7 @@ mod tests {
             "Machines_signal",
             "Machines_exec",
             "Machines_reclaim_memory",
+            "WireGuardPeers_create",
         ];
         assert_eq!(of(Replay::Refuse), refused);
         assert_eq!(

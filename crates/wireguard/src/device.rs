@@ -17,7 +17,7 @@ use crate::WireGuardError;
 
 nix::ioctl_write_ptr_bad!(tun_set_iff, libc::TUNSETIFF, libc::ifreq);
 
-/// Room for datagrams that were not read yet, and not sent yet, bytes, as far as the host grants it.
+/// Room for datagrams that were not read or not sent yet, bytes, as far as the host grants it.
 const ROOM: usize = 4 << 20;
 
 /// Makes a TUN device of this name, at most 15 bytes long, in the calling thread's network
