@@ -11,6 +11,7 @@ packages=(
     xfsprogs           # mkfs.xfs, for tests of volumes on a file system that can share blocks
     kmod               # depmod, which says what kernel modules need
     nftables iproute2  # what the network tests look with
+    wireguard-go wireguard-tools iputils-ping  # peers of private networks, in tests
     busybox-static     # the smallest image there is
     docker-registry    # a registry for tests and the demo
     skopeo             # pushes images and makes archives

@@ -36,6 +36,7 @@ pub mod validate;
 pub mod volume;
 pub mod warnings;
 pub mod watch;
+pub mod wireguard;
 
 pub use config::{MachineConfig, RawConfig};
 pub use duration::ApiDuration;

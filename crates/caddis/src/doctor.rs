@@ -27,6 +27,7 @@ use crate::{
 
 mod services;
 mod snapshots;
+mod wireguard;
 
 /// What has not been tested by the project. KVM, a live systemd and cgroup v2 are tested on an
 /// emulated AMD processor (`make test-host`).
@@ -97,7 +98,8 @@ pub async fn run(arguments: DoctorArguments) -> Result<ExitCode> {
     let settings = arguments.serve.resolve()?;
     let (server, network) = (server(&settings.data_dir).await, network(&settings).await);
     let snapshots = snapshots::check(&settings).await;
-    let mut checks = tokio::task::spawn_blocking(move || checks(&settings)).await?;
+    let checks = move || checks(&settings).into_iter().chain(wireguard::check(&settings)).collect();
+    let mut checks: Vec<_> = tokio::task::spawn_blocking(checks).await?;
     checks.extend([snapshots, network]);
     checks.extend(server);
     let ok = checks.iter().all(|check| check.status != Status::Failed);

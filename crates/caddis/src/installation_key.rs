@@ -111,6 +111,14 @@ impl InstallationKey {
         Ok(StoreKey { bytes: self.of_volumes().derive("snapshots")?, id: self.id() })
     }
 
+    /// The private key of the server's end of WireGuard.
+    ///
+    /// # Errors
+    /// When it can't be derived.
+    pub fn of_wireguard(&self) -> Result<caddis_wireguard::PrivateKey> {
+        Ok(caddis_wireguard::PrivateKey::from_bytes(self.of_volumes().derive("wireguard")?))
+    }
+
     /// By what one key is told from another, without giving anything of it away: 16 hexadecimal
     /// digits.
     pub fn id(&self) -> String {

@@ -38,9 +38,11 @@ use crate::{
 };
 use private::OwnNetworks;
 use traffic::Traffic;
+use wireguard::WireGuard;
 
 mod private;
 mod traffic;
+mod wireguard;
 
 /// How long the port may be taken.
 const PORT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -125,6 +127,7 @@ async fn start(
     let files = Files {
         volumes: open_volumes(settings, instance, key).await?,
         snapshots: open_snapshots(settings, key)?,
+        wireguard: key.of_wireguard()?,
     };
     let starting = Server::start(
         settings,
@@ -214,12 +217,15 @@ impl Signals {
 struct Files {
     volumes: VolumeStore,
     snapshots: SnapshotStore,
+    /// Key of the server's end of WireGuard.
+    wireguard: caddis_wireguard::PrivateKey,
 }
 
 struct Server {
     gateway: Gateway,
     worker: Worker,
     traffic: Traffic,
+    _wireguard: Option<WireGuard>,
 }
 
 impl Server {
@@ -295,6 +301,14 @@ impl Server {
         let client = WorkerClient::new(bus.clone(), streams.clone());
         let own = Arc::new(OwnNetworks { network: network.clone(), names: names.clone() });
         let mut traffic = Traffic::listen(&settings.traffic, &settings.region, client, own)?;
+        let wireguard = match &settings.wireguard {
+            Some(wireguard) => {
+                let key = &files.wireguard;
+                let started = WireGuard::start(wireguard, key, network, catalog.clone()).await;
+                Some(started.context("can't serve WireGuard peers")?)
+            }
+            None => None,
+        };
         let gateway = Gateway::new(GatewayParts {
             bus,
             streams,
@@ -310,18 +324,23 @@ impl Server {
                     info: Some(traffic.info()),
                     ..settings.traffic.of_gateway(traffic.listeners(), address)
                 },
+                wireguard: wireguard.as_ref().map(WireGuard::info),
                 ..Default::default()
             },
         });
         let gateway = gateway.await?;
         let view = gateway.view();
         traffic.follow(view.clone(), catalog.clone());
-        tokio::spawn(
-            async move { tokio::join!(names.follow(&view), names.follow_addresses(&catalog)) },
-        );
+        tokio::spawn(async move {
+            tokio::join!(
+                names.follow(&view),
+                names.follow_addresses(&catalog),
+                names.follow_peers(&catalog)
+            )
+        });
         // Last, so that nothing that failed leaves it behind.
         vmm.keep_warm();
-        Ok(Self { gateway, worker, traffic })
+        Ok(Self { gateway, worker, traffic, _wireguard: wireguard })
     }
 }
 

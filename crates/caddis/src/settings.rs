@@ -16,9 +16,11 @@ use crate::kernels::HostKernels;
 
 mod snapshots;
 mod traffic;
+mod wireguard;
 
 pub use snapshots::SnapshotSettings;
 pub use traffic::{TrafficSettings, of_links};
+pub use wireguard::WireGuardSettings;
 
 /// Read when `--config` names no other, if it is there.
 const CONFIG_FILE: &str = "/etc/caddis/caddis.toml";
@@ -128,6 +130,14 @@ pub struct ServeArguments {
     #[arg(long, env = "CADDIS_EGRESS_ADDRESSES", value_name = "CIDR", value_delimiter = ',')]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub egress_addresses: Vec<IpNet>,
+    /// UDP address and port for WireGuard peers of private networks, usually port 51820 [default:
+    /// none].
+    #[arg(long, env = "CADDIS_WIREGUARD_LISTEN", value_name = "ADDRESS")]
+    pub wireguard_listen: Option<SocketAddr>,
+    /// Host, or host and port, by which WireGuard peers reach this server [default: the address it
+    /// listens on].
+    #[arg(long, env = "CADDIS_WIREGUARD_ENDPOINT", value_name = "HOST")]
+    pub wireguard_endpoint: Option<String>,
     /// HTML file that browsers are shown while a machine starts for them [default: they wait].
     #[arg(long, env = "CADDIS_WAKING_PAGE", value_name = "FILE")]
     pub waking_page: Option<PathBuf>,
@@ -228,6 +238,8 @@ pub struct Settings {
     pub allow_private: Vec<IpNet>,
     pub dns: Vec<IpAddr>,
     pub traffic: TrafficSettings,
+    /// Where WireGuard peers find the server; none where it does not listen.
+    pub wireguard: Option<WireGuardSettings>,
     pub memory_mib: Option<u64>,
     pub cpu_overcommit: f64,
     pub memory_overcommit: f64,
@@ -256,6 +268,7 @@ impl ServeArguments {
         };
         let set = self.over(&file)?;
         let traffic = TrafficSettings::new(&set)?;
+        let wireguard = WireGuardSettings::new(&set)?;
         let data_dir = set.data_dir.clone().unwrap_or_else(default_data_dir);
         let snapshots = SnapshotSettings::new(&set, &data_dir)?;
         let region = set.region.unwrap_or_else(|| "local".to_owned());
@@ -291,6 +304,7 @@ impl ServeArguments {
             allow_private: set.allow_private,
             dns: set.dns,
             traffic,
+            wireguard,
             memory_mib: set.memory_mb,
             cpu_overcommit,
             memory_overcommit,

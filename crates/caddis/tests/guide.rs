@@ -42,6 +42,8 @@ const NOT_RUN: &[(&str, &str, &str)] = &[
     ("docs/guide/operations.md", "caddis serve", TAKES_TERMINAL),
     ("docs/guide/services.md", "curl -sI", NEEDS_LISTENERS),
     ("docs/guide/shell.md", "caddis ssh console", TAKES_TERMINAL),
+    ("docs/guide/wireguard.md", "caddis serve", TAKES_TERMINAL),
+    ("docs/guide/wireguard.md", "caddis wireguard create", CHANGES_HOST),
 ];
 
 /// Pages with blocks that run on real VMs only.
@@ -126,7 +128,9 @@ fn commands_that_are_not_run_have_arguments_that_exist() {
 /// Operations of the page that a server shows at `/docs`, in an order in which all succeed.
 const DOCS: &str = "
     Health_show Server_openapi Server_docs Platform_regions_get Platform_status
-    Platform_placements_post Organizations_list Apps_create Apps_list Apps_show
+    WireGuardPeers_create WireGuardPeers_list WireGuardPeers_show WireGuardPeers_reset
+    WireGuardPeers_delete Platform_placements_post Organizations_list
+    Apps_create Apps_list Apps_show
     App_IPAssignments_create App_IPAssignments_list App_IPAssignments_delete Images_list
     App_NetworkPolicies_put App_NetworkPolicies_list App_NetworkPolicies_show
     App_NetworkPolicies_delete

@@ -119,6 +119,15 @@ pub enum CatalogError {
         /// How many that are.
         most: usize,
     },
+    /// The network has a peer of this name.
+    #[error("already_exists: the network has a WireGuard peer \"{0}\": choose another name")]
+    PeerNameTaken(String),
+    /// A peer has this key.
+    #[error("already_exists: a WireGuard peer has this public key: each needs a key of its own")]
+    PeerKeyTaken,
+    /// The network has no peer of this name.
+    #[error("Could not find WireGuard peer \"{0}\"")]
+    PeerNotFound(String),
     /// No machine was ever placed under this id.
     #[error("machine {0} was never placed")]
     MachineNotFound(MachineId),
@@ -148,7 +157,8 @@ impl From<CatalogError> for ApiError {
             | CatalogError::AppNotFound(_)
             | CatalogError::AddressNotFound(_)
             | CatalogError::PolicyNotFound(_)
-            | CatalogError::EgressNotFound(_) => ErrorCode::NotFound,
+            | CatalogError::EgressNotFound(_)
+            | CatalogError::PeerNotFound(_) => ErrorCode::NotFound,
             CatalogError::NetworkNotFound | CatalogError::AddressOutsidePool { .. } => {
                 ErrorCode::InvalidArgument
             }
@@ -163,7 +173,9 @@ impl From<CatalogError> for ApiError {
             CatalogError::MachineNameTaken { .. }
             | CatalogError::AddressTaken(_)
             | CatalogError::PolicyNameTaken(_)
-            | CatalogError::EgressTaken(_) => ErrorCode::AlreadyExists,
+            | CatalogError::EgressTaken(_)
+            | CatalogError::PeerNameTaken(_)
+            | CatalogError::PeerKeyTaken => ErrorCode::AlreadyExists,
             CatalogError::RequestHasMachine { .. } | CatalogError::MachineMoved { .. } => {
                 ErrorCode::Aborted
             }

@@ -17,6 +17,7 @@
 mod error;
 #[cfg(feature = "memory")]
 mod memory;
+mod peers;
 mod records;
 mod rules;
 mod sqlite;
@@ -25,6 +26,7 @@ pub mod store;
 pub use error::{CatalogError, StoreError};
 #[cfg(feature = "memory")]
 pub use memory::MemoryStore;
+pub use peers::{NewPeer, PeerConflict, PeerRecord, PeerRow};
 pub use records::{
     Access, Address, AddressKind, AddressPool, AppPage, AppQuery, AppRecord, AppState,
     EgressAddress, EgressBlock, IdempotencyState, KeyedRequest, NewAddress, NewApp, NewEgress,

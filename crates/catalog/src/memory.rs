@@ -12,8 +12,8 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::watch;
 
 use crate::{
-    Address, AppQuery, AppRecord, AppState, PERSONAL, Placement, StoredResponse, TokenRecord,
-    TokenScope, VolumePlacement,
+    Address, AppQuery, AppRecord, AppState, PERSONAL, PeerConflict, PeerRecord, PeerRow, Placement,
+    StoredResponse, TokenRecord, TokenScope, VolumePlacement,
     store::{
         AddressConflict, AddressRow, AppConflict, AppRow, EgressChange, EgressTable, NetworkRow,
         NewNetwork, PlacementConflict, PlacementRow, PolicyConflict, PolicyRow, RequestLease,
@@ -28,6 +28,7 @@ use rows::{App, Request, Rows, number, personal};
 pub struct MemoryStore {
     rows: Mutex<Rows>,
     address_changes: watch::Sender<u64>,
+    peer_changes: watch::Sender<u64>,
 }
 
 impl MemoryStore {
@@ -37,6 +38,10 @@ impl MemoryStore {
 
     fn raise_address_changes(&self) {
         self.address_changes.send_modify(|number| *number += 1);
+    }
+
+    fn raise_peer_changes(&self) {
+        self.peer_changes.send_modify(|number| *number += 1);
     }
 }
 
@@ -299,6 +304,57 @@ impl Store for MemoryStore {
 
     async fn delete_policy(&self, app: i32, id: &PolicyId) -> Stored<bool> {
         Ok(self.rows().delete_policy(app, id))
+    }
+
+    async fn peers(&self) -> Stored<Vec<PeerRecord>> {
+        let rows = self.rows();
+        let mut peers: Vec<_> = rows.peers.iter().collect();
+        peers.sort_by_key(|row| (row.network, row.name.clone()));
+        Ok(peers.into_iter().filter_map(|row| rows.peer(row)).collect())
+    }
+
+    async fn insert_peer(&self, row: PeerRow) -> Stored<Result<(), PeerConflict>> {
+        let mut rows = self.rows();
+        if let Some(conflict) = rows.peer_conflict(&row) {
+            return Ok(Err(conflict));
+        }
+        rows.peers.push(row);
+        drop(rows);
+        self.raise_peer_changes();
+        Ok(Ok(()))
+    }
+
+    async fn change_peer_key(
+        &self,
+        network: i64,
+        name: &str,
+        key: &str,
+    ) -> Stored<Result<bool, PeerConflict>> {
+        let mut rows = self.rows();
+        let found = rows.peers.iter().position(|row| row.network == network && row.name == name);
+        let Some(index) = found else { return Ok(Ok(false)) };
+        let mut others = rows.peers.iter().enumerate().filter(|(other, _)| *other != index);
+        if others.any(|(_, row)| row.key == key) {
+            return Ok(Err(PeerConflict::Key));
+        }
+        rows.peers[index].key = key.to_owned();
+        drop(rows);
+        self.raise_peer_changes();
+        Ok(Ok(true))
+    }
+
+    async fn delete_peer(&self, network: i64, name: &str) -> Stored<bool> {
+        let mut rows = self.rows();
+        let before = rows.peers.len();
+        rows.peers.retain(|row| row.network != network || row.name != name);
+        let deleted = rows.peers.len() < before;
+        drop(rows);
+        self.raise_peer_changes();
+        Ok(deleted)
+    }
+
+    fn peers_changed(&self) -> watch::Receiver<u64> {
+        self.peer_changes.subscribe()
     }
 
     async fn note_request(

@@ -5,6 +5,7 @@ mod apps;
 mod egress;
 mod machines;
 mod networks;
+mod peers;
 mod policies;
 mod requests;
 mod tokens;

@@ -6,6 +6,7 @@ mod apps;
 mod copy;
 mod egress;
 mod error;
+mod peers;
 mod placements;
 mod policies;
 mod requests;
@@ -31,7 +32,8 @@ use rusqlite::{Connection, params};
 use tokio::sync::watch;
 
 use crate::{
-    Address, AppQuery, AppRecord, Placement, StoredResponse, TokenRecord, VolumePlacement,
+    Address, AppQuery, AppRecord, PeerConflict, PeerRecord, PeerRow, Placement, StoredResponse,
+    TokenRecord, VolumePlacement,
     store::{
         AddressConflict, AddressRow, AppConflict, AppRow, EgressChange, EgressTable, NetworkRow,
         NewNetwork, PlacementConflict, PlacementRow, PolicyConflict, PolicyRow, RequestLease,
@@ -47,6 +49,7 @@ pub struct SqliteStore {
     owner: thread::Owner,
     tokens: tokens::Tokens,
     address_changes: addresses::Changes,
+    peer_changes: addresses::Changes,
 }
 
 impl SqliteStore {
@@ -72,7 +75,8 @@ impl SqliteStore {
         let owner = thread::Owner::new(connection, path.to_owned(), reserve)
             .map_err(|e| open_error(e.to_string()))?;
         let address_changes = addresses::Changes::new();
-        Ok(Self { path: path.to_owned(), owner, tokens, address_changes })
+        let peer_changes = addresses::Changes::new();
+        Ok(Self { path: path.to_owned(), owner, tokens, address_changes, peer_changes })
     }
 
     /// Writes a consistent copy to a new file while the catalog is in use.
@@ -271,6 +275,51 @@ impl Store for SqliteStore {
         let id = id.clone();
         let delete = move |c: &mut Connection| policies::delete(c, app, &id);
         self.owner.run_anyway("delete a network policy", delete).await
+    }
+
+    async fn peers(&self) -> Stored<Vec<PeerRecord>> {
+        self.owner.run("list peers", |c| peers::list(c)).await
+    }
+
+    async fn insert_peer(&self, row: PeerRow) -> Stored<Result<(), PeerConflict>> {
+        let changes = self.peer_changes.clone();
+        self.owner
+            .run("make a peer", move |connection| {
+                let inserted = peers::insert(connection, &row)?;
+                changes.raise();
+                Ok(inserted)
+            })
+            .await
+    }
+
+    async fn change_peer_key(
+        &self,
+        network: i64,
+        name: &str,
+        key: &str,
+    ) -> Stored<Result<bool, PeerConflict>> {
+        let (changes, name, key) = (self.peer_changes.clone(), name.to_owned(), key.to_owned());
+        self.owner
+            .run("change the key of a peer", move |connection| {
+                let changed = peers::change_key(connection, network, &name, &key)?;
+                changes.raise();
+                Ok(changed)
+            })
+            .await
+    }
+
+    async fn delete_peer(&self, network: i64, name: &str) -> Stored<bool> {
+        let (changes, name) = (self.peer_changes.clone(), name.to_owned());
+        let delete = move |connection: &mut Connection| {
+            let deleted = peers::delete(connection, network, &name)?;
+            changes.raise();
+            Ok(deleted)
+        };
+        self.owner.run_anyway("remove a peer", delete).await
+    }
+
+    fn peers_changed(&self) -> watch::Receiver<u64> {
+        self.peer_changes.subscribe()
     }
 
     async fn note_request(

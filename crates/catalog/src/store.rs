@@ -19,8 +19,8 @@ use caddis_api::{
 use tokio::sync::watch;
 
 use crate::{
-    Address, AddressKind, AppQuery, AppRecord, Placement, StoreError, StoredResponse, TokenRecord,
-    VolumePlacement,
+    Address, AddressKind, AppQuery, AppRecord, PeerConflict, PeerRecord, PeerRow, Placement,
+    StoreError, StoredResponse, TokenRecord, VolumePlacement,
 };
 
 /// Result of store calls.
@@ -116,6 +116,21 @@ pub trait Store: Send + Sync + 'static {
     async fn replace_policy(&self, row: PolicyRow) -> Stored<Result<(), PolicyConflict>>;
     /// Deletes a policy of an app. False when it has none such. *Frees room.*
     async fn delete_policy(&self, app: i32, id: &PolicyId) -> Stored<bool>;
+    /// Peers of all networks, by network and name.
+    async fn peers(&self) -> Stored<Vec<PeerRecord>>;
+    /// Inserts a peer.
+    async fn insert_peer(&self, row: PeerRow) -> Stored<Result<(), PeerConflict>>;
+    /// Gives a peer of a network another key. False when there is none such.
+    async fn change_peer_key(
+        &self,
+        network: i64,
+        name: &str,
+        key: &str,
+    ) -> Stored<Result<bool, PeerConflict>>;
+    /// Deletes a peer of a network. False when there is none such. *Frees room.*
+    async fn delete_peer(&self, network: i64, name: &str) -> Stored<bool>;
+    /// As [`Self::addresses_changed`], of [`Self::peers`].
+    fn peers_changed(&self) -> watch::Receiver<u64>;
 
     /// Deletes all requests made earlier than `forget_before_ms`; then inserts this one, or gives
     /// the one that has its caller and key. *Frees room.*

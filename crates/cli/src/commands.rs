@@ -19,6 +19,7 @@ mod ssh;
 mod status;
 mod target;
 mod volumes;
+mod wireguard;
 
 use clap::Subcommand;
 
@@ -61,6 +62,9 @@ pub enum Command {
     /// Create, list and change volumes, disks that outlive their machines.
     #[command(visible_aliases = ["volume", "vol"])]
     Volumes(volumes::Volumes),
+    /// Let computers into private networks over WireGuard.
+    #[command(visible_alias = "wg")]
+    Wireguard(wireguard::WireGuard),
     /// Explain an error code or an exit code.
     Explain(explain::Explain),
     /// Show an app's health checks.
@@ -89,6 +93,7 @@ pub async fn dispatch(command: Command, session: &Session) -> Result<(), CliErro
         Command::Context(context) => context::run(context, session),
         Command::Demo(demo) => demo::run(&demo, session).await,
         Command::Volumes(volumes) => volumes::run(volumes, session).await,
+        Command::Wireguard(wireguard) => wireguard::run(wireguard, session).await,
         Command::Explain(explain) => explain::run(&explain, session),
         Command::Checks(checks) => checks::run(checks, session).await,
         Command::Config(config) => config::run(config, session).await,

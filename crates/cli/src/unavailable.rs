@@ -37,10 +37,10 @@ const COMMANDS: &[(&[&str], &str, &str)] = &[
         "'caddis machine clone' adds machines, 'caddis machine update --vm-size' resizes them.",
     ),
     (
-        &["wireguard", "wg", "agent", "api-proxy", "dig", "ping", "issue", "establish"],
-        "there is no tunnel to the machines, and none is needed",
-        "'caddis ssh console' and 'caddis sftp' go over the API; machines answer at their private \
-         addresses, on their host.",
+        &["agent", "api-proxy", "dig", "ping", "issue", "establish"],
+        "there is no agent, and none is needed",
+        "'caddis ssh console' and 'caddis sftp' go over the API; 'caddis wireguard create' lets a \
+         computer into a private network.",
     ),
     (
         &["console"],

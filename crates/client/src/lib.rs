@@ -21,6 +21,7 @@ mod transport;
 mod usage;
 mod volumes;
 mod watch;
+mod wireguard;
 
 pub use error::ClientError;
 pub use images::{ArchiveFormat, Which};

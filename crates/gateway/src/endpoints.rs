@@ -18,6 +18,7 @@ mod policies;
 mod regions;
 mod traffic;
 mod volumes;
+mod wireguard;
 
 use caddis_catalog::Access::{Read, Write};
 use utoipa_axum::routes;
@@ -40,7 +41,10 @@ use crate::http::{
 
 /// See the module's text.
 pub(crate) fn all() -> Vec<Endpoint> {
-    [server(), apps(), machines(), one_machine(), volumes()].into_iter().flatten().collect()
+    [server(), apps(), machines(), one_machine(), volumes(), peers()]
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 fn server() -> Vec<Endpoint> {
@@ -82,6 +86,19 @@ fn apps() -> Vec<Endpoint> {
         Endpoint::new(routes!(policies::get), App(Read), Rate::Path),
         Endpoint::new(routes!(policies::delete), App(Write), Rate::Path),
         Endpoint::new(routes!(egress::of_app), App(Read), Rate::Path),
+    ]
+}
+
+fn peers() -> Vec<Endpoint> {
+    vec![
+        Endpoint::new(routes!(wireguard::list), Organization(Read), Rate::Path),
+        // The second time its name is taken.
+        Endpoint::new(routes!(wireguard::create), Organization(Write), Rate::Path),
+        Endpoint::new(routes!(wireguard::show_one), Organization(Read), Rate::Path),
+        // The same key a second time changes nothing.
+        Endpoint::new(routes!(wireguard::reset), Organization(Write), Rate::Path)
+            .replay(Repeatable),
+        Endpoint::new(routes!(wireguard::remove), Organization(Write), Rate::Path),
     ]
 }
 
@@ -206,6 +223,7 @@ mod tests {
             "Machines_reclaim_memory",
             "Machines_allocate_egress_ips",
             "Machines_promote_egress_ips",
+            "WireGuardPeers_create",
         ];
         assert_eq!(of(Replay::Refuse), refused);
         assert_eq!(

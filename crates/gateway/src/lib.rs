@@ -36,7 +36,8 @@ use http::context::{Context, Inner};
 pub use endpoints::{DescribedOperation, openapi::json as openapi_json, operations};
 pub use http::description::{Description, Rate, Replay, Scope};
 pub use settings::{
-    GatewayParts, Settings, SharedListeners, TrafficInfo, TrafficSettings, default_public_addresses,
+    GatewayParts, Settings, SharedListeners, TrafficInfo, TrafficSettings, WireGuardInfo,
+    WireGuardStatus, default_public_addresses,
 };
 
 /// Why a gateway can't begin or go on.

@@ -33,6 +33,7 @@ const TAGS: &[(&str, &str)] = &[
     ("Machines", "VMs."),
     ("Volumes", "Disks of apps that machines are given, and that outlive them."),
     ("Network policies", "Which connections machines may have."),
+    ("WireGuard", "Computers that reach private networks over WireGuard."),
     ("Platform", "Regions, placement and status."),
     ("Images", "Images on the hosts."),
     ("Host", "Maintenance of hosts."),

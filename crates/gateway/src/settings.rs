@@ -7,7 +7,9 @@ use std::{
     time::Duration,
 };
 
-use caddis_api::{RegionCode, WorkerId, app::AppUrls, platform::Region, traffic::AppTraffic};
+use caddis_api::{
+    RegionCode, UnixMillis, WorkerId, app::AppUrls, platform::Region, traffic::AppTraffic,
+};
 use caddis_bus::{Bus, stream::Streams};
 use caddis_catalog::{AddressPool, Catalog};
 use ipnet::IpNet;
@@ -65,6 +67,8 @@ pub struct Settings {
     pub rate_limit: f64,
     /// How services of apps are reached.
     pub traffic: TrafficSettings,
+    /// Who serves WireGuard peers; nobody where none listens.
+    pub wireguard: Option<Arc<dyn WireGuardInfo>>,
 }
 
 /// How services of apps are reached: what clients are told, and what apps may have.
@@ -82,6 +86,33 @@ pub struct TrafficSettings {
     pub reserved_egress: Vec<IpAddr>,
     /// Who knows of the traffic of machines; nobody where no proxy runs.
     pub info: Option<Arc<dyn TrafficInfo>>,
+}
+
+/// Knows of WireGuard peers: who listens for them.
+pub trait WireGuardInfo: fmt::Debug + Send + Sync {
+    /// The server's public key, in base64.
+    fn public_key(&self) -> String;
+
+    /// Host and port that peers send to.
+    fn endpoint(&self) -> String;
+
+    /// How the peer with this public key is; `None` of one that is not known yet.
+    fn status(&self, key: &str) -> Option<WireGuardStatus>;
+}
+
+/// What is known of a WireGuard peer since the server was started.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct WireGuardStatus {
+    /// Where it was last heard.
+    pub endpoint: Option<SocketAddr>,
+    /// When its last handshake was.
+    pub last_handshake_at: Option<UnixMillis>,
+    /// Bytes of packets that came from it.
+    pub received_bytes: u64,
+    /// Bytes of packets that were sent to it.
+    pub sent_bytes: u64,
+    /// Packets from it that were dropped.
+    pub refused_packets: u64,
 }
 
 /// Knows of the traffic of machines: the proxy.
@@ -206,6 +237,7 @@ impl Default for Settings {
             destroyed_retention: Duration::from_secs(7 * 24 * 3600),
             rate_limit: 0.0,
             traffic: TrafficSettings::default(),
+            wireguard: None,
         }
     }
 }

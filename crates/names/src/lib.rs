@@ -13,6 +13,7 @@
 mod app;
 mod entry;
 mod index;
+mod peers;
 mod services;
 #[cfg(test)]
 mod tests;
@@ -30,7 +31,7 @@ use caddis_view::{Change, View};
 use parking_lot::RwLock;
 use tokio::sync::broadcast::error::RecvError;
 
-use crate::{entry::Entry, index::Index, services::Services};
+use crate::{entry::Entry, index::Index, peers::Peers, services::Services};
 
 /// Time until a catalog that did not answer is asked again.
 const CATALOG_RETRY: Duration = Duration::from_secs(1);
@@ -43,6 +44,8 @@ pub struct InternalNames {
     is_ready: AtomicBool,
     /// None until they have been read.
     services: RwLock<Option<Services>>,
+    /// None until they have been read.
+    peers: RwLock<Option<Peers>>,
 }
 
 impl InternalNames {
@@ -91,6 +94,26 @@ impl InternalNames {
         }
     }
 
+    /// Keeps the names of WireGuard peers until dropped, as [`Self::follow_addresses`] does.
+    pub async fn follow_peers(&self, catalog: &Catalog) {
+        let mut changes = catalog.peers_changed();
+        loop {
+            match catalog.peers().await {
+                Ok(peers) => {
+                    let peers = Peers::new(peers);
+                    *self.peers.write() = Some(peers);
+                    if changes.changed().await.is_err() {
+                        return;
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "can't read the WireGuard peers");
+                    tokio::time::sleep(CATALOG_RETRY).await;
+                }
+            }
+        }
+    }
+
     /// The machine that has this address, and its app.
     pub fn machine_at(&self, address: Ipv6Addr) -> Option<(MachineId, String)> {
         let index = self.index.read();
@@ -129,6 +152,12 @@ impl InternalNames {
 
 impl Names for InternalNames {
     fn look_up(&self, source: Ipv6Addr, labels: &[&str]) -> Found {
+        if let [labels @ .., "_peer"] = labels {
+            return match &*self.peers.read() {
+                Some(peers) => peers.look_up(source, labels),
+                None => Found::NotReady,
+            };
+        }
         if !self.is_ready.load(Ordering::Acquire) {
             return Found::NotReady;
         }

@@ -1,3 +1,5 @@
+mod peers;
+
 use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
 
 use caddis_api::{AppName, Machine, MachineState, NetworkName, RegionCode, UnixMillis};

@@ -13,6 +13,7 @@ use crate::{
     DNS, HOST_V4, HOST_V6, NetworkError, TAP_PREFIX, UPLINK,
     flycast::{MASK, VALUE},
     namespace::Namespace,
+    peers::{DEVICE, DNS_MASK},
 };
 
 pub(crate) const TABLE: &str = "caddis";
@@ -77,6 +78,13 @@ table inet {TABLE} {{
         type filter hook prerouting priority raw; policy accept;
         iifname "{TAP_PREFIX}*" fib saddr . iif oif missing drop
         iifname "{UPLINK}" fib saddr . iif oif missing drop
+        iifname "{DEVICE}" fib saddr . iif oif missing drop
+    }}
+    # The name server of each network, as its WireGuard peers see it.
+    chain of_peers {{
+        type nat hook prerouting priority dstnat; policy accept;
+        iifname "{DEVICE}" ip6 daddr & {DNS_MASK} == {DNS} meta l4proto {{ tcp, udp }} th dport 53 \
+            dnat ip6 to {DNS}
     }}
     # All that is here is the DNS forwarder with its answers, and where the proxy answers.
     chain to_host {{
@@ -98,6 +106,7 @@ table inet {TABLE} {{
         type filter hook forward priority filter; policy accept;
         ct state established,related accept
         iifname "{TAP_PREFIX}*" jump from_vm
+        iifname "{DEVICE}" oifname "{TAP_PREFIX}*" ip6 saddr . ip6 daddr @{OWN6} accept
         # The host itself reaches its machines, who is behind it does not.
         iifname "{UPLINK}" oifname "{TAP_PREFIX}*" ip saddr {HOST_V4} accept
         iifname "{UPLINK}" oifname "{TAP_PREFIX}*" ip6 saddr {HOST_V6} accept
@@ -106,6 +115,8 @@ table inet {TABLE} {{
     chain from_vm {{
         oifname "{TAP_PREFIX}*" ip6 saddr . ip6 daddr @{OWN6} accept
         oifname "{TAP_PREFIX}*" drop
+        oifname "{DEVICE}" ip6 saddr . ip6 daddr @{OWN6} accept
+        oifname "{DEVICE}" reject with icmpx type admin-prohibited
         ip daddr {HOST_V4} drop
         ip6 daddr {HOST_V6} drop
         {permit_v4}

@@ -42,6 +42,7 @@ mod names;
 mod namespace;
 mod netlink;
 mod network;
+mod peers;
 mod policies;
 mod pool;
 mod public;

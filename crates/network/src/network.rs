@@ -1,7 +1,7 @@
 //! The network of an installation's VMs as a whole.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     fs,
     net::IpAddr,
     os::{fd::OwnedFd, unix::fs::MetadataExt as _},
@@ -69,6 +69,8 @@ pub struct Network {
     /// Taps of each private network. Held while who may meet is changed, so that the filter agrees
     /// with it.
     members: tokio::sync::Mutex<HashMap<Ipv6Net, HashSet<String>>>,
+    /// Those whose WireGuard peers are routed.
+    pub(crate) peer_networks: tokio::sync::Mutex<BTreeSet<Ipv6Net>>,
     guard: Guard,
     dns: JoinHandle<()>,
     /// Held while egress addresses are changed.
@@ -184,11 +186,17 @@ impl Network {
             pool,
             sets,
             members: tokio::sync::Mutex::default(),
+            peer_networks: tokio::sync::Mutex::default(),
             guard,
             dns,
             egress_turn: tokio::sync::Mutex::default(),
             refused,
         })
+    }
+
+    /// The connection to the routing of the namespace.
+    pub(crate) fn inner(&self) -> &Links {
+        &self.links
     }
 
     /// Addresses of machines, as given or chosen.

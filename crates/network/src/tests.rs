@@ -2,6 +2,7 @@
 //! with its thread.
 
 mod egress;
+mod peers;
 mod policies;
 mod recovery;
 mod services;

@@ -32,6 +32,7 @@ use tokio::{net::TcpListener, runtime::Runtime, sync::oneshot, task::JoinHandle}
 use crate::Api;
 
 mod images;
+mod wireguard;
 
 pub use caddis_guest_protocol::fake::Behaviour;
 pub use caddis_vmm::fake::Faults;
@@ -202,6 +203,7 @@ impl FakeServer {
                 info: proxy.clone().map(|proxy| proxy as Arc<dyn TrafficInfo>),
                 ..TrafficSettings::default()
             },
+            wireguard: Some(Arc::new(wireguard::NobodyConnects)),
             destroyed_retention: RETENTION,
             ..Settings::default()
         };

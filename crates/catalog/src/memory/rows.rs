@@ -5,7 +5,8 @@ use std::collections::HashMap;
 use caddis_api::{MachineId, PolicyId, app::Organization};
 
 use crate::{
-    Address, AppQuery, AppRecord, AppState, PERSONAL, Placement, PrivateNetwork, VolumePlacement,
+    Address, AppQuery, AppRecord, AppState, PERSONAL, PeerConflict, PeerRecord, PeerRow, Placement,
+    PrivateNetwork, VolumePlacement,
     store::{
         AddressConflict, AddressRow, AppRow, EgressBlockRow, EgressChange, EgressTable, NewNetwork,
         PlacementConflict, PlacementRow, PolicyConflict, PolicyRow, RequestRow, TokenRow,
@@ -25,6 +26,7 @@ pub(super) struct Rows {
     /// Oldest first.
     pub(super) policies: Vec<PolicyRow>,
     pub(super) egress: EgressTable,
+    pub(super) peers: Vec<PeerRow>,
     pub(super) requests: Vec<Request>,
     pub(super) tokens: HashMap<String, TokenRow>,
 }
@@ -64,6 +66,30 @@ impl Rows {
 
     fn network(&self, number: i64) -> Option<&NewNetwork> {
         self.networks.get(usize::try_from(number).ok()?.checked_sub(1)?)
+    }
+
+    pub(super) fn peer(&self, row: &PeerRow) -> Option<PeerRecord> {
+        let network = self.network(row.network)?;
+        Some(PeerRecord {
+            name: row.name.clone(),
+            organization: PERSONAL.to_owned(),
+            network: network.name.clone(),
+            network_prefix: network.prefix.clone(),
+            key: row.key.clone(),
+            address: row.address,
+            created_ms: row.created_ms,
+        })
+    }
+
+    pub(super) fn peer_conflict(&self, row: &PeerRow) -> Option<PeerConflict> {
+        let any = |same: &dyn Fn(&PeerRow) -> bool| self.peers.iter().any(same);
+        if any(&|other| other.network == row.network && other.name == row.name) {
+            Some(PeerConflict::Name)
+        } else if any(&|other| other.key == row.key) {
+            Some(PeerConflict::Key)
+        } else {
+            any(&|other| other.address == row.address).then_some(PeerConflict::Address)
+        }
     }
 
     /// Apps that are not deleted, by number.

@@ -95,6 +95,12 @@ const STEPS: &[&str] = &[
         ip TEXT NOT NULL REFERENCES egress_addresses(ip), block INTEGER NOT NULL,
         machine TEXT NOT NULL, PRIMARY KEY (ip, block)) STRICT, WITHOUT ROWID;
 ",
+    "
+    CREATE TABLE peers (
+        network INTEGER NOT NULL REFERENCES networks(number), name TEXT NOT NULL,
+        key TEXT NOT NULL UNIQUE, address TEXT NOT NULL UNIQUE, created_ms INTEGER NOT NULL,
+        PRIMARY KEY (network, name)) STRICT, WITHOUT ROWID;
+",
 ];
 
 /// Opens the catalog at `path`, making it when there is no file.

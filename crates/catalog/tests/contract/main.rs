@@ -7,6 +7,7 @@ mod apps;
 mod egress;
 mod interruptions;
 mod machines;
+mod peers;
 mod policies;
 mod races;
 mod requests;

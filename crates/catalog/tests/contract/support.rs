@@ -15,8 +15,8 @@ use caddis_api::{
 };
 use caddis_catalog::{
     Address, AddressPool, AppQuery, AppRecord, Catalog, KeyedRequest, MemoryStore, NewAddress,
-    NewApp, NewPlacement, NewVolume, PERSONAL, Placement, SqliteStore, StoreError, StoredResponse,
-    TokenRecord, VolumePlacement, WantedAddress,
+    NewApp, NewPlacement, NewVolume, PERSONAL, PeerConflict, PeerRecord, PeerRow, Placement,
+    SqliteStore, StoreError, StoredResponse, TokenRecord, VolumePlacement, WantedAddress,
     store::{
         AddressConflict, AddressRow, AppConflict, AppRow, EgressChange, EgressTable, NetworkRow,
         NewNetwork, PlacementConflict, PlacementRow, PolicyConflict, PolicyRow, RequestLease,
@@ -245,6 +245,9 @@ macro_rules! pass_on {
             fn addresses_changed(&self) -> watch::Receiver<u64> {
                 self.store.addresses_changed()
             }
+            fn peers_changed(&self) -> watch::Receiver<u64> {
+                self.store.peers_changed()
+            }
         }
     };
 }
@@ -288,6 +291,10 @@ pass_on! {
     fn insert_policy(&self, row: PolicyRow) -> Result<(), PolicyConflict>;
     fn replace_policy(&self, row: PolicyRow) -> Result<(), PolicyConflict>;
     fn delete_policy(&self, app: i32, id: &PolicyId) -> bool;
+    fn peers(&self) -> Vec<PeerRecord>;
+    fn insert_peer(&self, row: PeerRow) -> Result<(), PeerConflict>;
+    fn change_peer_key(&self, network: i64, name: &str, key: &str) -> Result<bool, PeerConflict>;
+    fn delete_peer(&self, network: i64, name: &str) -> bool;
     fn note_request(&self, row: RequestRow, forget_before_ms: UnixMillis) -> Option<RequestRow>;
     fn take_request(&self, id: &str, from: Option<&RequestLease>, to: &RequestLease) -> bool;
     fn renew_request(&self, id: &str, lease: &RequestLease) -> bool;

@@ -19,3 +19,4 @@ mod stand;
 mod traffic;
 mod usage;
 mod volumes;
+mod wireguard;

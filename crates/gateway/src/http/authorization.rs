@@ -191,6 +191,12 @@ async fn in_path<T: DeserializeOwned + Send>(parts: &mut Parts, context: &Contex
     path.map(|Path(found)| found).map_err(|e| ApiError::invalid(format!("invalid path: {e}")))
 }
 
+/// What the path calls it.
+#[derive(Deserialize)]
+struct OrganizationWord {
+    org_slug: String,
+}
+
 /// An organization in the path.
 pub(crate) struct OrganizationPath {
     slug: String,
@@ -207,7 +213,8 @@ impl FromRequestParts<Context> for OrganizationPath {
     type Rejection = HttpError;
 
     async fn from_request_parts(parts: &mut Parts, context: &Context) -> Result<Self, HttpError> {
-        Ok(Self { slug: in_path(parts, context).await? })
+        let OrganizationWord { org_slug } = in_path(parts, context).await?;
+        Ok(Self { slug: org_slug })
     }
 }
 

@@ -16,6 +16,7 @@ const PATH: &[(&str, &str)] = &[
     ("ip", "127.64.0.1"),
     ("policy_id", "np_4l2k8s0d7fj3n1qz"),
     ("volume_id", "vol_9vw681egy1jj5xm4"),
+    ("name", "laptop"),
     ("snapshot_id", "vs_Ql8xbllZOYDSDgo2D7NY"),
 ];
 

@@ -28,3 +28,4 @@ mod view;
 mod volumes;
 mod wait;
 mod watch;
+mod wireguard;

@@ -15,12 +15,12 @@ use crate::{
 };
 
 /// How long is waited for an answer that must not come.
-const SILENCE: Duration = Duration::from_millis(300);
+pub(super) const SILENCE: Duration = Duration::from_millis(300);
 /// How long is waited for one that must.
-const TIMEOUT: Duration = Duration::from_secs(30);
+pub(super) const TIMEOUT: Duration = Duration::from_secs(30);
 
 pub(super) struct Machine {
-    tap: &'static str,
+    pub(super) tap: &'static str,
     pub(super) addresses: MachineAddresses,
     pub(super) inside: Namespace,
 }
@@ -66,7 +66,7 @@ impl Machine {
     }
 
     /// What becomes of a connection.
-    fn connect(&self, to: &str, port: u16, patience: Duration) -> io::Result<TcpStream> {
+    pub(super) fn connect(&self, to: &str, port: u16, patience: Duration) -> io::Result<TcpStream> {
         // Link-local addresses are those of the only card.
         let to: Ipv6Addr = to.parse().unwrap();
         let within = move || {
@@ -79,7 +79,7 @@ impl Machine {
     }
 
     #[track_caller]
-    fn fails(&self, to: &str, port: u16, expected: ErrorKind) {
+    pub(super) fn fails(&self, to: &str, port: u16, expected: ErrorKind) {
         let patience = if expected == ErrorKind::TimedOut { SILENCE } else { TIMEOUT };
         let outcome = self.connect(to, port, patience).map(|_| ()).map_err(|error| error.kind());
         assert_eq!(outcome, Err(expected), "{} to {to}, port {port}", self.tap);

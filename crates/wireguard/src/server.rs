@@ -1,0 +1,187 @@
+//! Moves packets between peers and machines, with two threads: one for each direction. They sleep
+//! until something comes; the clock is looked at only while a peer has a session.
+
+use std::{
+    fs::File,
+    io::{self, Read as _, Write as _},
+    net::UdpSocket,
+    os::fd::{AsFd as _, OwnedFd},
+    sync::Arc,
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::eventfd::{EfdFlags, EventFd},
+};
+use tracing::error;
+
+use crate::{
+    Peers, WireGuardError,
+    peers::Effects,
+    tunnel::{Buffer, Pool},
+};
+
+/// How often peers with sessions are looked at, milliseconds. What is due is due in seconds.
+const TICK: u16 = 250;
+/// Packets that are moved before the clock and the end are looked at again.
+const BATCH: usize = 64;
+
+/// Moves packets until dropped.
+#[derive(Debug)]
+pub struct Server {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    peers: Arc<Peers>,
+    socket: UdpSocket,
+    device: File,
+    /// The clock may matter now.
+    woken: EventFd,
+    end: EventFd,
+}
+
+impl Server {
+    /// Begins. The device is a TUN device without packet information that does not block.
+    ///
+    /// # Errors
+    /// When the host refuses a thread or a descriptor.
+    pub fn start(
+        peers: Arc<Peers>,
+        socket: UdpSocket,
+        device: OwnedFd,
+    ) -> Result<Self, WireGuardError> {
+        let failed = || WireGuardError::io("start WireGuard");
+        let event = || EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC);
+        let (woken, end) = (
+            event().map_err(|error| failed()(error.into()))?,
+            event().map_err(|error| failed()(error.into()))?,
+        );
+        let shared = Arc::new(Shared { peers, socket, device: device.into(), woken, end });
+        let mut server = Self { shared: shared.clone(), threads: Vec::new() };
+        let directions: [(&str, fn(&Shared) -> io::Result<()>); 2] =
+            [("wireguard-in", Shared::inward), ("wireguard-out", Shared::outward)];
+        for (name, direction) in directions {
+            let shared = shared.clone();
+            let body = move || {
+                if let Err(error) = direction(&shared) {
+                    error!(%error, thread = name, "WireGuard has ended: peers reach nothing");
+                }
+            };
+            let thread = thread::Builder::new().name(name.to_owned()).spawn(body);
+            server.threads.push(thread.map_err(failed())?);
+        }
+        Ok(server)
+    }
+
+    /// The peers.
+    pub fn peers(&self) -> &Arc<Peers> {
+        &self.shared.peers
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Never full.
+        let _ = self.shared.end.write(1);
+        for thread in self.threads.drain(..) {
+            // It has said what went wrong.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Shared {
+    /// From peers to machines, and what the clock brings.
+    fn inward(&self) -> io::Result<()> {
+        let (pool, mut effects) = (Pool::new(BATCH), Effects::default());
+        let mut ticked = Instant::now();
+        loop {
+            let sources = [self.end.as_fd(), self.woken.as_fd(), self.socket.as_fd()];
+            let timeout = if self.peers.are_active() { TICK.into() } else { PollTimeout::NONE };
+            let ready = wait(sources, timeout)?;
+            if ready[0] {
+                return Ok(());
+            }
+            if ready[1] {
+                let _ = self.woken.read();
+            }
+            for _ in 0..BATCH {
+                let mut datagram = pool.get();
+                let (length, source) = match self.socket.recv_from(&mut datagram) {
+                    Ok(received) => received,
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                    // An earlier datagram met a closed port, or the like.
+                    Err(_) => continue,
+                };
+                // One that fills the buffer was longer.
+                if length < datagram.len() {
+                    datagram.truncate(length);
+                    self.peers.take_datagram(datagram, source, &mut effects);
+                    self.carry_out(&mut effects);
+                }
+            }
+            if ticked.elapsed() >= Duration::from_millis(TICK.into()) {
+                ticked = Instant::now();
+                self.peers.tick(&mut effects);
+                self.carry_out(&mut effects);
+            }
+        }
+    }
+
+    /// From machines to peers.
+    fn outward(&self) -> io::Result<()> {
+        let (pool, mut effects) = (Pool::new(BATCH), Effects::default());
+        loop {
+            let ready = wait([self.end.as_fd(), self.device.as_fd()], PollTimeout::NONE)?;
+            if ready[0] {
+                return Ok(());
+            }
+            let were_active = self.peers.are_active();
+            for _ in 0..BATCH {
+                let mut packet = pool.get();
+                let length = match (&self.device).read(&mut packet) {
+                    Ok(length) => length,
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                    Err(error) if error.raw_os_error() == Some(libc::EIO) => break,
+                    Err(error) => return Err(error),
+                };
+                packet.truncate(length);
+                self.peers.take_packet(packet, &mut effects);
+                self.carry_out(&mut effects);
+            }
+            if !were_active && self.peers.are_active() {
+                // Full only when it is not read, and then it need not be told again.
+                let _ = self.woken.write(1);
+            }
+        }
+    }
+
+    /// What can't be sent is lost, as on any way.
+    fn carry_out(&self, effects: &mut Effects) {
+        for (datagram, to) in effects.datagrams.drain(..) {
+            let _ = self.socket.send_to(&datagram, to);
+        }
+        for packet in effects.packets.drain(..) {
+            let packet: Buffer = packet;
+            let _ = (&self.device).write(&packet);
+        }
+    }
+}
+
+/// Waits until something can be read, or so long; which can.
+fn wait<const N: usize>(
+    sources: [std::os::fd::BorrowedFd<'_>; N],
+    timeout: PollTimeout,
+) -> io::Result<[bool; N]> {
+    let mut events = sources.map(|source| PollFd::new(source, PollFlags::POLLIN));
+    match poll(&mut events, timeout) {
+        Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+        Err(error) => return Err(error.into()),
+    }
+    Ok(events.map(|event| event.revents().is_some_and(|found| !found.is_empty())))
+}
