@@ -28,7 +28,7 @@ async fn what_is_said_of_a_policy_is_kept(fixture: &Fixture) {
     assert_eq!((made.app.as_str(), &*made.name, &*made.document), ("a", "web", "{\"é\":1}"));
     assert_eq!((made.created_at, made.updated_at), (fixture.now(), fixture.now()));
     assert_eq!(made.organization.slug, "personal");
-    assert_eq!(catalog.policies_of("a").await.unwrap(), [made.clone()]);
+    assert_eq!(catalog.policies_of("a").await.unwrap(), std::slice::from_ref(&made));
     assert_eq!(catalog.policies().await.unwrap(), [made]);
     let missing = catalog.policies_of("b").await.unwrap_err();
     assert!(matches!(missing, CatalogError::AppNotFound(_)));
