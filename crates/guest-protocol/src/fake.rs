@@ -493,8 +493,7 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Connection<S> {
     }
 }
 
-/// What `sleep` understands; what isn't a number of seconds, `inf` among it, is for longer than any
-/// test runs.
+/// What `sleep` understands; what isn't a number of seconds is for longer than any test runs.
 fn seconds(argument: &str) -> Duration {
     let given = argument.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
     given.unwrap_or(Duration::from_secs(1_000_000))

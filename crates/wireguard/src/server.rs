@@ -28,6 +28,9 @@ const TICK: u16 = 250;
 /// Packets that are moved before the clock and the end are looked at again.
 const BATCH: usize = 64;
 
+/// Moves what goes one way, until the end.
+type Direction = fn(&Shared) -> io::Result<()>;
+
 /// Moves packets until dropped.
 #[derive(Debug)]
 pub struct Server {
@@ -63,7 +66,7 @@ impl Server {
         );
         let shared = Arc::new(Shared { peers, socket, device: device.into(), woken, end });
         let mut server = Self { shared: shared.clone(), threads: Vec::new() };
-        let directions: [(&str, fn(&Shared) -> io::Result<()>); 2] =
+        let directions: [(&str, Direction); 2] =
             [("wireguard-in", Shared::inward), ("wireguard-out", Shared::outward)];
         for (name, direction) in directions {
             let shared = shared.clone();

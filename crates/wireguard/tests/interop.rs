@@ -301,7 +301,7 @@ fn transfer(computer: &Computer) {
     });
     let port = port.recv().unwrap();
     within(&computer.name, move || {
-        let sent: Vec<_> = (0..SIZE).map(|at| (at * at >> 7) as u8).collect();
+        let sent: Vec<_> = (0..SIZE).map(|at| ((at * at) >> 7) as u8).collect();
         let mut stream = TcpStream::connect((MACHINE, port)).unwrap();
         stream.write_all(&sent).unwrap();
         let mut got = Vec::new();

@@ -1,4 +1,5 @@
 //! Egress addresses of machines, as the network of the host has them.
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 

@@ -1,5 +1,5 @@
 //! Network policies of machines, as the network of the host has them.
-#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::{collections::BTreeMap, net::Ipv6Addr};
 
