@@ -95,8 +95,9 @@ fn sum_in(host: &QemuHost, image: &Path, file: &str) -> Result<String> {
 impl Running {
     /// A snapshot of its file system as it is now.
     async fn snapshot(&self, index: u8, point: PointInTime) -> Result<VolumeExport> {
+        let prepared = self.vm.prepare_snapshot(index, point).await?;
         self.session.freeze_volumes(FREEZE).await?;
-        let export = self.vm.begin_snapshot(index, point).await;
+        let export = self.vm.begin_snapshot(index, prepared).await;
         self.session.thaw_volumes(DEADLINE).await?;
         Ok(export?)
     }
@@ -425,7 +426,7 @@ async fn a_volume_is_used_while_it_is_restored_and_waits_for_a_server_that_is_aw
         let vm = machine.start(&[ext4(&volume, "/data")]).await?;
         ensure!(vm.failure.is_none(), "{:?}", vm.failure);
         vm.shell("head -c 1000000 /data/big >/dev/null; echo new >/data/new; sync").await?;
-        let refused = vm.vm.begin_snapshot(0, point(host, "first", None, false).await?).await;
+        let refused = vm.vm.prepare_snapshot(0, point(host, "first", None, false).await?).await;
         ensure!(matches!(refused, Err(VmmError::InvalidDisk { .. })), "{refused:?}");
         let refused = vm.vm.save(&own).await.unwrap_err().to_string();
         ensure!(refused.contains("volume0: it is still being restored"), "{refused}");

@@ -21,8 +21,8 @@ use tokio::{runtime::Handle, sync::watch};
 
 use crate::{
     AgentStream, Capabilities, Disk, Hydration, Isolation, LaunchSpec, Patch, Pause, PointInTime,
-    PoolUse, Seat, Slot, SlotPool, Start, Vm, VmExit, Vmm, VmmError, VolumeDisk, VolumeExport,
-    disk, volume,
+    PoolUse, PreparedSnapshot, Seat, Slot, SlotPool, Start, Vm, VmExit, Vmm, VmmError, VolumeDisk,
+    VolumeExport, disk, volume,
 };
 
 mod volumes;
@@ -408,14 +408,24 @@ impl Vm for FakeVm {
         self.resize(index, bytes)
     }
 
+    async fn prepare_snapshot(
+        &self,
+        _: u8,
+        point: PointInTime,
+    ) -> Result<PreparedSnapshot, VmmError> {
+        // What is in the way of it is told at its instant.
+        let PointInTime { id, previous, .. } = point;
+        Ok(PreparedSnapshot { id, previous, bitmaps: Vec::new() })
+    }
+
     async fn begin_snapshot(
         &self,
         index: u8,
-        point: PointInTime,
+        prepared: PreparedSnapshot,
     ) -> Result<VolumeExport, VmmError> {
         let delay = self.host.faults.lock().snapshot_delay;
         tokio::time::sleep(delay).await;
-        self.begin(index, &point)
+        self.begin(index, &prepared)
     }
 
     async fn end_snapshot(&self, index: u8, is_taken: bool) -> Result<(), VmmError> {

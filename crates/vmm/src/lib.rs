@@ -48,7 +48,10 @@ pub use disk::{Disk, DiskFormat, DiskRole, Patch};
 pub use error::VmmError;
 pub use qemu::{Accelerator, Qemu, QemuConfig};
 pub use slot::{Slot, SlotPool};
-pub use volume::{Backing, Hydration, IoLimits, Passphrase, PointInTime, VolumeDisk, VolumeExport};
+pub use volume::{
+    Backing, Hydration, IoLimits, Passphrase, PointInTime, PreparedSnapshot, VolumeDisk,
+    VolumeExport,
+};
 
 /// A byte stream to init.
 pub trait AgentStream: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -326,19 +329,32 @@ pub trait Vm: Send + Sync + 'static {
     /// of it is open or it is being restored; [`VmmError::Io`] when the VM can't be told.
     async fn resize_volume(&self, index: u8, bytes: u64) -> Result<(), VmmError>;
 
-    /// Has a volume be readable from outside as it is now, while the VM goes on: until
-    /// [`Self::end_snapshot`], or the VM's end. The caller has the guest hold its file system still
-    /// around this call. Where there is room no more for what the guest overwrites, reading fails
-    /// and the guest goes on.
+    /// Does what a snapshot of a volume needs before [`Self::begin_snapshot`]; until
+    /// [`Self::end_snapshot`], or the VM's end.
     ///
     /// # Errors
     /// [`VmmError::InvalidDisk`] where it has no such volume, one is being taken of it already, or
     /// it is being restored; [`VmmError::Io`] when the VM can't be told. Then nothing is left of
     /// it.
-    async fn begin_snapshot(&self, index: u8, point: PointInTime)
-    -> Result<VolumeExport, VmmError>;
+    async fn prepare_snapshot(
+        &self,
+        index: u8,
+        point: PointInTime,
+    ) -> Result<PreparedSnapshot, VmmError>;
 
-    /// Ends what [`Self::begin_snapshot`] began, also when an earlier server did; harmless where
+    /// Has a volume be readable from outside as it is now, while the VM goes on. The caller has the
+    /// guest hold its file system still around this call. Where there is room no more for what the
+    /// guest overwrites, reading fails and the guest goes on.
+    ///
+    /// # Errors
+    /// As [`Self::prepare_snapshot`], after which nothing is left of that either.
+    async fn begin_snapshot(
+        &self,
+        index: u8,
+        prepared: PreparedSnapshot,
+    ) -> Result<VolumeExport, VmmError>;
+
+    /// Ends what [`Self::prepare_snapshot`] began, also when an earlier server did; harmless where
     /// there is nothing. If it is taken, what changes from then on is noted for the next one.
     async fn end_snapshot(&self, index: u8, is_taken: bool) -> Result<(), VmmError>;
 

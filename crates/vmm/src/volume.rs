@@ -62,6 +62,17 @@ pub struct PointInTime {
     pub passphrase: Option<Passphrase>,
 }
 
+/// A snapshot for which everything is there but its instant.
+#[derive(Debug)]
+pub struct PreparedSnapshot {
+    /// Its id.
+    pub(crate) id: String,
+    /// Id of the one before.
+    pub(crate) previous: Option<String>,
+    /// Dirty bitmaps that record no more from the instant on.
+    pub(crate) bitmaps: Vec<String>,
+}
+
 /// Where an instant of a volume can be read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VolumeExport {

@@ -11,7 +11,7 @@ use std::{
 use async_trait::async_trait;
 use caddis_vmm::{
     Backing, Hydration, LaunchSpec, Passphrase, PointInTime, SlotPool, Vmm, VmmError, VolumeDisk,
-    contract::Fixture,
+    contract::{Fixture, begin},
     fake::{FakeHost, FakeVmm, Faults, VolumeCall, create_volume, snapshot_socket},
     slot::SlotPoolConfig,
 };
@@ -107,7 +107,7 @@ async fn a_test_says_how_far_a_restored_volume_is_and_what_fails() {
         fleecing: tempfile::tempfile().unwrap().into(),
         passphrase: None,
     };
-    assert!(vm.begin_snapshot(0, point("a")).await.is_err(), "it is being restored");
+    assert!(begin(vm.as_ref(), 0, point("a")).await.is_err(), "it is being restored");
     assert!(vm.save(fake.directory()).await.is_err(), "it is being restored");
     let stalled = Hydration::Stalled { reason: "away".to_owned() };
     for now in [Hydration::Running { done: 1, total: 2 }, stalled, Hydration::Done] {
@@ -115,8 +115,8 @@ async fn a_test_says_how_far_a_restored_volume_is_and_what_fails() {
         assert_eq!(vm.hydrate(0).await.unwrap(), now);
     }
     fake.with(Faults { failing_snapshots: 1, no_reflinks: true, ..Faults::default() });
-    assert!(vm.begin_snapshot(0, point("b")).await.is_err(), "it was told to fail");
-    let export = vm.begin_snapshot(0, point("c")).await.unwrap();
+    assert!(begin(vm.as_ref(), 0, point("b")).await.is_err(), "it was told to fail");
+    let export = begin(vm.as_ref(), 0, point("c")).await.unwrap();
     assert_eq!(export.socket, snapshot_socket(fake.directory()));
     let copy = tempfile::tempfile().unwrap().into();
     let error = vm.clone_volume(0, copy).await.unwrap_err();

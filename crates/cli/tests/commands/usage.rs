@@ -24,7 +24,7 @@ async fn commands_that_are_not_here_lead_to_what_stands_in_for_them() {
         ("proxy 80:8080", "their services at the app's ('caddis ips list')"),
         ("scale count 3", "'caddis machine clone' adds machines"),
         ("tokens create deploy", "'caddis auth token' prints the one in use"),
-        ("machine api-proxy", "there is no tunnel to the machines, and none is needed"),
+        ("machine api-proxy", "there is no agent, and none is needed"),
         ("ssh issue", "'caddis ssh console'"),
         ("console", "'caddis ssh console' opens a shell in a machine"),
     ] {

@@ -5,6 +5,7 @@ use std::{fs::OpenOptions, os::fd::OwnedFd};
 use rustix::fs::{FlockOperation, flock};
 
 use super::*;
+use crate::VolumeExport;
 
 /// Size of the volumes of a fixture.
 pub const VOLUME_BYTES: u64 = 1 << 30;
@@ -226,6 +227,14 @@ fn assert_refused<T: std::fmt::Debug>(outcome: Result<T, VmmError>, why: &str) {
     assert!(matches!(error, VmmError::InvalidDisk { .. }), "{why}: {error}");
 }
 
+/// A snapshot of a volume as it is now.
+///
+/// # Errors
+/// Those of both steps.
+pub async fn begin(vm: &dyn Vm, index: u8, point: PointInTime) -> Result<VolumeExport, VmmError> {
+    vm.begin_snapshot(index, vm.prepare_snapshot(index, point).await?).await
+}
+
 /// One at a time of a volume. What has changed since the last one that was taken is known, also
 /// when others were not taken meanwhile.
 pub async fn a_snapshot_is_open_until_it_is_ended_and_the_next_knows_what_has_changed(
@@ -240,14 +249,14 @@ pub async fn a_snapshot_is_open_until_it_is_ended_and_the_next_knows_what_has_ch
     answers(&vm).await;
     let before = machine.files();
     vm.end_snapshot(0, false).await.expect("there is none to end");
-    let export = vm.begin_snapshot(0, kept.point("a", None)).await.unwrap();
+    let export = begin(vm.as_ref(), 0, kept.point("a", None)).await.unwrap();
     assert_eq!((export.name.as_str(), export.changed), ("volume0", None));
     assert!(export.socket.starts_with(machine.directory()), "{:?}", export.socket);
-    assert_refused(vm.begin_snapshot(0, kept.point("b", None)).await, "one is open");
-    assert_refused(vm.begin_snapshot(2, kept.point("b", None)).await, "it has none");
+    assert_refused(begin(vm.as_ref(), 0, kept.point("b", None)).await, "one is open");
+    assert_refused(begin(vm.as_ref(), 2, kept.point("b", None)).await, "it has none");
     assert_refused(vm.resize_volume(0, 2 * VOLUME_BYTES).await, "one is open");
     let other = Volume::new(fixture, "other").await;
-    let second = vm.begin_snapshot(1, other.point("z", None)).await.unwrap();
+    let second = begin(vm.as_ref(), 1, other.point("z", None)).await.unwrap();
     assert_eq!((second.name.as_str(), &second.socket), ("volume1", &export.socket));
     vm.end_snapshot(1, false).await.unwrap();
     vm.end_snapshot(0, true).await.unwrap();
@@ -261,7 +270,7 @@ pub async fn a_snapshot_is_open_until_it_is_ended_and_the_next_knows_what_has_ch
         ("d", Some("a"), None, false),
         ("d", Some("c"), Some("since-c"), true),
     ] {
-        let export = vm.begin_snapshot(0, kept.point(id, previous)).await.unwrap();
+        let export = begin(vm.as_ref(), 0, kept.point(id, previous)).await.unwrap();
         assert_eq!(export.changed.as_deref(), changed, "{id}");
         vm.end_snapshot(0, is_taken).await.unwrap();
     }
@@ -274,7 +283,7 @@ pub async fn a_snapshot_is_open_until_it_is_ended_and_the_next_knows_what_has_ch
 }
 
 async fn assert_refused_by_the_dead(vm: &Arc<dyn Vm>, kept: &Volume) {
-    assert!(vm.begin_snapshot(0, kept.point("e", None)).await.is_err());
+    assert!(begin(vm.as_ref(), 0, kept.point("e", None)).await.is_err());
     assert!(vm.hydrate(0).await.is_err());
 }
 
@@ -288,17 +297,17 @@ pub async fn a_snapshot_that_is_open_ends_with_its_vm_and_by_the_next_server(
     let (volume, kept) = (Volume::new(fixture, "one").await, Volume::new(fixture, "kept").await);
     let vm = machine.try_launch_with(driver.as_ref(), vec![volume.disk(1).await]).await.unwrap();
     answers(&vm).await;
-    vm.begin_snapshot(1, kept.point("a", None)).await.unwrap();
+    begin(vm.as_ref(), 1, kept.point("a", None)).await.unwrap();
     vm.end_snapshot(1, true).await.unwrap();
-    vm.begin_snapshot(1, kept.point("b", Some("a"))).await.unwrap();
+    begin(vm.as_ref(), 1, kept.point("b", Some("a"))).await.unwrap();
     driver.close().await;
     drop((vm, driver));
 
     let driver = fixture.driver().await;
     let vm = machine.adopt(driver.as_ref()).await.expect("it runs");
-    assert_refused(vm.begin_snapshot(1, kept.point("c", Some("a"))).await, "one is open");
+    assert_refused(begin(vm.as_ref(), 1, kept.point("c", Some("a"))).await, "one is open");
     vm.end_snapshot(1, false).await.unwrap();
-    let export = vm.begin_snapshot(1, kept.point("c", Some("a"))).await.unwrap();
+    let export = begin(vm.as_ref(), 1, kept.point("c", Some("a"))).await.unwrap();
     assert_eq!(export.changed.as_deref(), Some("since-a"));
     answers(&vm).await;
     end(&vm).await;
@@ -315,7 +324,7 @@ pub async fn a_machine_is_not_saved_while_a_snapshot_is_open(fixture: &dyn Fixtu
     let (volume, kept) = (Volume::new(fixture, "one").await, Volume::new(fixture, "kept").await);
     let vm = machine.try_launch_with(driver.as_ref(), vec![volume.disk(0).await]).await.unwrap();
     answers(&vm).await;
-    vm.begin_snapshot(0, kept.point("a", None)).await.unwrap();
+    begin(vm.as_ref(), 0, kept.point("a", None)).await.unwrap();
     let error = vm.save(&directory).await.expect_err("one is open").to_string();
     assert!(error.contains("volume0: a snapshot of it is being taken"), "{error}");
     assert!(!driver.is_saved(&directory));
@@ -326,7 +335,7 @@ pub async fn a_machine_is_not_saved_while_a_snapshot_is_open(fixture: &dyn Fixtu
     driver.remove_saved(&directory).unwrap();
     vm.unpause().await.unwrap();
     answers(&vm).await;
-    let export = vm.begin_snapshot(0, kept.point("b", Some("a"))).await.unwrap();
+    let export = begin(vm.as_ref(), 0, kept.point("b", Some("a"))).await.unwrap();
     assert_eq!(export.changed.as_deref(), Some("since-a"));
     end(&vm).await;
     driver.close().await;

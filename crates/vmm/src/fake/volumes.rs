@@ -10,7 +10,7 @@ use std::{
 
 use super::{FakeHost, FakeVm};
 use crate::{
-    DiskRole, Hydration, Passphrase, PointInTime, VmmError, VolumeDisk, VolumeExport, volume,
+    DiskRole, Hydration, Passphrase, PreparedSnapshot, VmmError, VolumeDisk, VolumeExport, volume,
 };
 
 /// Begins a file that says which passphrase opens it.
@@ -148,8 +148,12 @@ impl FakeVm {
         }
     }
 
-    pub(super) fn begin(&self, index: u8, point: &PointInTime) -> Result<VolumeExport, VmmError> {
-        let PointInTime { id, previous, .. } = point;
+    pub(super) fn begin(
+        &self,
+        index: u8,
+        prepared: &PreparedSnapshot,
+    ) -> Result<VolumeExport, VmmError> {
+        let PreparedSnapshot { id, previous, .. } = prepared;
         let call = VolumeCall::BeginSnapshot { index, id: id.clone(), previous: previous.clone() };
         self.asked(call, index, |volume| {
             if volume.backing.is_some() {

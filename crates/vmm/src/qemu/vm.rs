@@ -23,8 +23,8 @@ use super::{
     snapshot, suspend, volumes,
 };
 use crate::{
-    AgentStream, Hydration, Pause, PointInTime, Slot, Start, StartKind, Vm, VmExit, VmmError,
-    VolumeExport, process::Process, record::Saving, socket,
+    AgentStream, Hydration, Pause, PointInTime, PreparedSnapshot, Slot, Start, StartKind, Vm,
+    VmExit, VmmError, VolumeExport, process::Process, record::Saving, socket,
 };
 
 /// How long a VM process that is killed may take to write what its guest has written to volumes:
@@ -178,12 +178,21 @@ impl Vm for QemuVm {
         self.tell(move |qmp, _| volumes::resize(qmp, index, bytes)).await
     }
 
-    async fn begin_snapshot(
+    async fn prepare_snapshot(
         &self,
         index: u8,
         point: PointInTime,
+    ) -> Result<PreparedSnapshot, VmmError> {
+        self.tell(move |qmp, directory| volumes::prepare_snapshot(qmp, directory, index, &point))
+            .await
+    }
+
+    async fn begin_snapshot(
+        &self,
+        index: u8,
+        prepared: PreparedSnapshot,
     ) -> Result<VolumeExport, VmmError> {
-        self.tell(move |qmp, directory| volumes::begin_snapshot(qmp, directory, index, &point))
+        self.tell(move |qmp, directory| volumes::begin_snapshot(qmp, directory, index, &prepared))
             .await
     }
 

@@ -9,8 +9,8 @@
 //!
 //! ```text
 //! since-A                 changed since snapshot A; recording
-//! begin B   open-B        added before the instant: it has no less than what changes after it
-//!           since-A       stops recording after the instant, and is exported
+//! prepare B open-B        added before the instant: it has no less than what changes after it
+//! begin B   since-A       stops recording after the instant, and is exported
 //! end       taken         since-B := open-B; open-B and since-A are removed, in one transaction
 //!           not taken     since-A records on, with open-B merged into it
 //! ```
@@ -29,7 +29,7 @@ use super::{
     layout::{Bitmap, Names, Nodes, Part},
 };
 use crate::{
-    PointInTime, VmmError, VolumeExport,
+    PointInTime, PreparedSnapshot, VmmError, VolumeExport,
     qemu::{
         disks::{fleecing_set, over},
         launch::NBD_SOCKET,
@@ -44,13 +44,14 @@ const COPY_TIMEOUT: u64 = 10;
 const OPEN: &str = "open-";
 const SINCE: &str = "since-";
 
-/// Has a volume be readable as it is now.
-pub(in crate::qemu) fn begin(
+/// Does what a snapshot needs and can be done before its instant, for its guest to be held still
+/// the shorter.
+pub(in crate::qemu) fn prepare(
     qmp: &mut Qmp,
     directory: &Path,
     index: u8,
     point: &PointInTime,
-) -> Result<VolumeExport, VmmError> {
+) -> Result<PreparedSnapshot, VmmError> {
     let names = Names::of(index);
     let nodes = Nodes::query(qmp).map_err(names.failed("snapshot"))?;
     nodes.size(&names)?;
@@ -62,24 +63,48 @@ pub(in crate::qemu) fn begin(
     if nodes.is_snapshot_open(&names) || bitmaps.iter().any(is_open) {
         return Err(names.refused(volume::SNAPSHOT_OPEN));
     }
-    let begun = try_begin(qmp, directory, &names, point, &bitmaps);
-    begun.map_err(|error| {
+    let prepared = try_prepare(qmp, directory, &names, point);
+    ended_unless(prepared, qmp, directory, &names)?;
+    let PointInTime { id, previous, .. } = point;
+    let bitmaps = bitmaps.into_iter().map(|bitmap| bitmap.name).collect();
+    Ok(PreparedSnapshot { id: id.clone(), previous: previous.clone(), bitmaps })
+}
+
+/// Has a volume be readable as it is now.
+pub(in crate::qemu) fn begin(
+    qmp: &mut Qmp,
+    directory: &Path,
+    index: u8,
+    prepared: &PreparedSnapshot,
+) -> Result<VolumeExport, VmmError> {
+    let names = Names::of(index);
+    let begun = try_begin(qmp, directory, &names, prepared);
+    ended_unless(begun, qmp, directory, &names)
+}
+
+/// Leaves nothing of a snapshot that failed.
+fn ended_unless<T>(
+    done: io::Result<T>,
+    qmp: &mut Qmp,
+    directory: &Path,
+    names: &Names,
+) -> Result<T, VmmError> {
+    done.map_err(|error| {
         // Best effort: the first error is the one that matters, and who ends it tries again.
-        let _ = try_end(qmp, directory, &names, false);
+        let _ = try_end(qmp, directory, names, false);
         names.failed("snapshot")(error)
     })
 }
 
-fn try_begin(
+fn try_prepare(
     qmp: &mut Qmp,
     directory: &Path,
     names: &Names,
     point: &PointInTime,
-    bitmaps: &[Bitmap],
-) -> io::Result<VolumeExport> {
+) -> io::Result<()> {
     let node = names.part(Part::Machine);
     let (fleecing, key) = (names.part(Part::Fleecing), names.part(Part::FleecingKey));
-    let (filter, snapshot) = (names.part(Part::Filter), names.part(Part::Snapshot));
+    let filter = names.part(Part::Filter);
     listen(qmp, directory)?;
     let set = fleecing_set(names.role());
     qmp.add_descriptor(set, point.fleecing.as_fd())?;
@@ -93,16 +118,27 @@ fn try_begin(
     });
     qmp.execute("blockdev-add", before_write)?;
     let open = json!({ "node": node, "name": format!("{OPEN}{}", point.id) });
-    qmp.execute("block-dirty-bitmap-add", open)?;
+    qmp.execute("block-dirty-bitmap-add", open).map(drop)
+}
+
+fn try_begin(
+    qmp: &mut Qmp,
+    directory: &Path,
+    names: &Names,
+    prepared: &PreparedSnapshot,
+) -> io::Result<VolumeExport> {
+    let PreparedSnapshot { previous, bitmaps, .. } = prepared;
+    let node = names.part(Part::Machine);
+    let (filter, snapshot) = (names.part(Part::Filter), names.part(Part::Snapshot));
     // The instant.
     qmp.execute("blockdev-reopen", json!({ "options": [over(names.role(), json!(filter))] }))?;
-    let frozen = bitmaps.iter().map(|bitmap| change("disable", &node, &bitmap.name));
+    let frozen = bitmaps.iter().map(|bitmap| change("disable", &node, bitmap));
     transaction(qmp, frozen.collect())?;
     let access =
         json!({ "driver": "snapshot-access", "node-name": snapshot, "file": filter.as_str() });
     qmp.execute("blockdev-add", access)?;
-    let previous = point.previous.as_ref().map(|id| format!("{SINCE}{id}"));
-    let changed = previous.filter(|name| bitmaps.iter().any(|bitmap| bitmap.name == *name));
+    let previous = previous.as_ref().map(|id| format!("{SINCE}{id}"));
+    let changed = previous.filter(|name| bitmaps.contains(name));
     let exported: Vec<_> =
         changed.iter().map(|name| json!({ "node": node, "name": name })).collect();
     let export = json!({

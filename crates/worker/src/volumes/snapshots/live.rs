@@ -64,10 +64,11 @@ async fn take_of(job: &Job<'_>, attached: &Attachment, vm: &dyn Vm) -> Result<Ta
         passphrase: key.as_ref().map(|key| Passphrase::new(key.passphrase().to_string())),
         fleecing,
     };
+    let prepared = vm.prepare_snapshot(index, point).await.map_err(later)?;
     let begun = held_still(&session, async {
         let created_at = shared.clock.unix_now();
         shared.reach("frozen").await;
-        let export = vm.begin_snapshot(index, point).await?;
+        let export = vm.begin_snapshot(index, prepared).await?;
         Ok::<_, VmmError>((export, created_at))
     });
     let ((export, created_at), still) = match begun.await {

@@ -113,6 +113,17 @@ impl Fixture {
         }
     }
 
+    /// Waits until the store has no more than so many objects, while time passes.
+    pub async fn until_objects_in_time(&self, most: usize) {
+        let deadline = tokio::time::Instant::now() + TIMEOUT;
+        while self.stored_objects() > most {
+            let objects = self.stored_objects();
+            assert!(tokio::time::Instant::now() < deadline, "{objects} objects in the store");
+            self.clock.advance(Duration::from_secs(30));
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
     /// Where the snapshots are.
     pub fn snapshot_files(&self) -> PathBuf {
         self.directory.path().join("snapshots")
