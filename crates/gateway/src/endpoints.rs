@@ -217,6 +217,7 @@ mod tests {
         };
         let refused = [
             "App_IPAssignments_create",
+            "App_NetworkPolicies_put",
             "Machines_restart",
             "Machines_signal",
             "Machines_exec",

@@ -42,6 +42,7 @@ pub fn filled_in_with(path: &str, app: &str, id: &str) -> String {
         .replace("{volume_id}", VOLUME)
         .replace("{snapshot_id}", SNAPSHOT)
         .replace("{policy_id}", POLICY)
+        .replace("{name}", "laptop")
 }
 
 /// A query and a body with which an operation succeeds, in an order in which all do.
@@ -138,6 +139,19 @@ pub const REQUESTS: &[(&str, &str, &str)] = &[
     ("Machines_allocate_egress_ips", "", ""),
     ("App_EgressIPs_list", "", ""),
     ("Machines_release_egress_ips", "", ""),
+    (
+        "WireGuardPeers_create",
+        "",
+        r#"{"name": "laptop", "public_key": "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo="}"#,
+    ),
+    ("WireGuardPeers_list", "", ""),
+    ("WireGuardPeers_show", "", ""),
+    (
+        "WireGuardPeers_reset",
+        "",
+        r#"{"public_key": "dwdtCnMYpX08FsFyUbJmRd9ML4frwJkqsXf7pR25LCo="}"#,
+    ),
+    ("WireGuardPeers_delete", "", ""),
     ("Machines_traffic", "", ""),
     ("Apps_traffic", "", ""),
     ("Machines_get_memory", "", ""),

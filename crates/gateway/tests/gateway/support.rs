@@ -3,6 +3,7 @@
 
 pub mod contract;
 pub mod facts;
+pub mod peers;
 pub mod table;
 pub mod worker;
 
@@ -69,12 +70,12 @@ impl Fixture {
         Self::with(Self::settings(), |_| {}).await
     }
 
-    /// With egress addresses.
+    /// With egress addresses, and with WireGuard.
     pub fn settings() -> Settings {
         let pools = ["203.0.113.64/28", "2001:db8:1::e:0/112"];
         let egress_addresses = pools.iter().map(|pool| pool.parse().unwrap()).collect();
         let traffic = TrafficSettings { egress_addresses, ..TrafficSettings::default() };
-        Settings { traffic, ..Settings::default() }
+        Settings { traffic, wireguard: Some(Arc::new(peers::Known)), ..Settings::default() }
     }
 
     pub async fn with(settings: Settings, prepare: impl FnOnce(&FakeWorker)) -> Self {

@@ -1,46 +1,15 @@
 //! WireGuard peers of private networks.
 
-use std::sync::Arc;
-
-use caddis_api::UnixMillis;
-use caddis_gateway::{Settings, WireGuardInfo, WireGuardStatus};
+use caddis_gateway::Settings;
 use serde_json::{Value, json};
 
-use crate::support::Fixture;
+use crate::support::{
+    Fixture,
+    peers::{FIRST, SERVER},
+};
 
-const SERVER: &str = "3p7bfXt9wbTTW2HC7OQ1Nz+DQ8hbeGdNrfx+FG+IK08=";
-const FIRST: &str = "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=";
 const SECOND: &str = "dwdtCnMYpX08FsFyUbJmRd9ML4frwJkqsXf7pR25LCo=";
 const PEERS: &str = "/v1/orgs/personal/wireguard_peers";
-
-/// A server at which the first key has connected.
-#[derive(Debug)]
-struct Known;
-
-impl WireGuardInfo for Known {
-    fn public_key(&self) -> String {
-        SERVER.to_owned()
-    }
-
-    fn endpoint(&self) -> String {
-        "192.0.2.1:51820".to_owned()
-    }
-
-    fn status(&self, key: &str) -> Option<WireGuardStatus> {
-        (key == FIRST).then(|| WireGuardStatus {
-            endpoint: Some("198.51.100.7:9".parse().unwrap()),
-            last_handshake_at: Some(UnixMillis::new(1_000_000_000_000)),
-            received_bytes: 1,
-            sent_bytes: 2,
-            refused_packets: 3,
-        })
-    }
-}
-
-async fn fixture() -> Fixture {
-    let wireguard: Option<Arc<dyn WireGuardInfo>> = Some(Arc::new(Known));
-    Fixture::with(Settings { wireguard, ..Settings::default() }, |_| {}).await
-}
 
 async fn refused(fixture: &Fixture, body: Value) -> (u16, String) {
     let answer = fixture.post(PEERS, body).await;
@@ -49,7 +18,7 @@ async fn refused(fixture: &Fixture, body: Value) -> (u16, String) {
 
 #[tokio::test]
 async fn a_peer_is_told_all_that_its_file_needs() {
-    let fixture = fixture().await;
+    let fixture = Fixture::new().await;
     let body = json!({ "name": "laptop", "public_key": FIRST, "network": "" });
     let made = fixture.post(PEERS, body).await.ok();
     let (peer, server) = (&made["peer"], &made["server"]);
@@ -74,7 +43,7 @@ async fn a_peer_is_told_all_that_its_file_needs() {
 
 #[tokio::test]
 async fn another_key_keeps_name_and_address_and_a_removed_peer_is_gone() {
-    let fixture = fixture().await;
+    let fixture = Fixture::new().await;
     let body = json!({ "name": "laptop", "public_key": FIRST });
     let made = fixture.post(PEERS, body).await.ok();
     let body = json!({ "public_key": SECOND });
@@ -93,7 +62,7 @@ async fn another_key_keeps_name_and_address_and_a_removed_peer_is_gone() {
 
 #[tokio::test]
 async fn what_could_not_be_served_is_refused() {
-    let fixture = fixture().await;
+    let fixture = Fixture::new().await;
     let body = |name: &str, key: &str| json!({ "name": name, "public_key": key });
     fixture.post(PEERS, body("laptop", FIRST)).await.ok();
     for (body, status, expected) in [
@@ -115,7 +84,7 @@ async fn what_could_not_be_served_is_refused() {
 
 #[tokio::test]
 async fn a_server_that_does_not_listen_says_how_it_would() {
-    let fixture = Fixture::new().await;
+    let fixture = Fixture::with(Settings::default(), |_| {}).await;
     let body = json!({ "name": "laptop", "public_key": FIRST });
     let (status, error) = refused(&fixture, body).await;
     assert!(status == 412 && error.contains("--wireguard-listen"), "{status} {error}");
