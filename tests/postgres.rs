@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// For a database to recover on an emulated processor, and for what is asked of it.
-const PATIENCE: Duration = Duration::from_secs(180);
+const TIMEOUT: Duration = Duration::from_secs(180);
 /// Between two tries of something of which nothing tells when it is there.
 const LOOK: Duration = Duration::from_millis(200);
 /// Between a snapshot and the next.
@@ -85,7 +85,7 @@ async fn try_connect(address: &str) -> Result<Client> {
 
 /// A connection as soon as there is a server.
 async fn connect(address: &str) -> Result<Client> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     loop {
         match try_connect(address).await {
             Ok(client) => return Ok(client),
@@ -103,7 +103,7 @@ async fn insert(address: String, counts: Arc<Counts>) {
             let mut next = acknowledged.load(Ordering::SeqCst) + 1;
             // One that was committed and not acknowledged is there already.
             let line = "insert into ledger values ($1) on conflict do nothing";
-            while let Ok(Ok(_)) = timeout(PATIENCE, client.execute(line, &[&next])).await {
+            while let Ok(Ok(_)) = timeout(TIMEOUT, client.execute(line, &[&next])).await {
                 acknowledged.store(next, Ordering::SeqCst);
                 next += 1;
             }
@@ -114,7 +114,7 @@ async fn insert(address: String, counts: Arc<Counts>) {
 
 /// Waits until one more is counted than is now.
 async fn goes_on(what: &str, counted: &AtomicI64) -> Result<()> {
-    let (before, deadline) = (counted.load(Ordering::SeqCst), Instant::now() + PATIENCE);
+    let (before, deadline) = (counted.load(Ordering::SeqCst), Instant::now() + TIMEOUT);
     while counted.load(Ordering::SeqCst) == before {
         ensure!(Instant::now() < deadline, "there are no more {what} than {before}");
         sleep(LOOK).await;
@@ -151,7 +151,7 @@ async fn load(machine: &Machine, address: &str) -> Result<()> {
                 setsid ./pgbench -n -h /tmp -U postgres -c 2 -T 100000 postgres \
                 </dev/null >/tmp/load 2>&1 & echo begun";
     machine.shell(line).await?;
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     while transactions(&client).await? == before {
         if Instant::now() > deadline {
             anyhow::bail!("pgbench does nothing: {}", machine.shell("cat /tmp/load").await?);

@@ -13,7 +13,9 @@ use caddis_api::UnixMillis;
 use caddis_catalog::{Catalog, PeerRecord};
 use caddis_gateway::{WireGuardInfo, WireGuardStatus};
 use caddis_network::Network;
-use caddis_wireguard::{Peer, Peers, PrivateKey, Server, create_device, open_socket};
+use caddis_wireguard::{
+    Peer, Peers, PrivateKey, Server, WireGuardError, create_device, open_socket,
+};
 use tokio::{task::JoinHandle, time::Instant};
 use tracing::{info, warn};
 
@@ -75,7 +77,9 @@ async fn listen(settings: &WireGuardSettings) -> Result<UdpSocket> {
     let begun = Instant::now();
     loop {
         match open_socket(settings.listen) {
-            Err(_) if begun.elapsed() < PORT_TIMEOUT => {
+            Err(WireGuardError::Io { source, .. })
+                if source.kind() == io::ErrorKind::AddrInUse && begun.elapsed() < PORT_TIMEOUT =>
+            {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
             outcome => return outcome.context("choose another address with --wireguard-listen"),

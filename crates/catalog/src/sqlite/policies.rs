@@ -29,11 +29,8 @@ pub(super) fn insert(
     row: &PolicyRow,
 ) -> Result<std::result::Result<(), PolicyConflict>> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    if !is_active(&transaction, row.app)? {
-        return Ok(Err(PolicyConflict::App));
-    }
-    if is_named(&transaction, row)? {
-        return Ok(Err(PolicyConflict::Name));
+    if let Some(conflict) = conflict(&transaction, row)? {
+        return Ok(Err(conflict));
     }
     let inserted = transaction
         .prepare_cached(
@@ -57,11 +54,8 @@ pub(super) fn replace(
     row: &PolicyRow,
 ) -> Result<std::result::Result<(), PolicyConflict>> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    if !is_active(&transaction, row.app)? {
-        return Ok(Err(PolicyConflict::App));
-    }
-    if is_named(&transaction, row)? {
-        return Ok(Err(PolicyConflict::Name));
+    if let Some(conflict) = conflict(&transaction, row)? {
+        return Ok(Err(conflict));
     }
     let replaced = transaction
         .prepare_cached(
@@ -86,17 +80,19 @@ pub(super) fn delete(connection: &Connection, app: i32, id: &PolicyId) -> Result
     Ok(deleted == 1)
 }
 
-fn is_active(connection: &Connection, app: i32) -> Result<bool> {
-    connection
+/// What keeps the app from having this policy: that it is marked for deletion, or has another one
+/// of the name.
+fn conflict(connection: &Connection, row: &PolicyRow) -> Result<Option<PolicyConflict>> {
+    let is_active = connection
         .prepare_cached(
             "SELECT 1 FROM apps WHERE number = ?1 AND deleting_ms IS NULL AND deleted_ms IS NULL",
         )?
-        .exists([app])
-}
-
-/// Whether another policy of the app has the name.
-fn is_named(connection: &Connection, row: &PolicyRow) -> Result<bool> {
-    connection
+        .exists([row.app])?;
+    if !is_active {
+        return Ok(Some(PolicyConflict::App));
+    }
+    let is_named = connection
         .prepare_cached("SELECT 1 FROM policies WHERE app = ?1 AND name = ?2 AND id <> ?3")?
-        .exists(params![row.app, row.name, row.id.as_str()])
+        .exists(params![row.app, row.name, row.id.as_str()])?;
+    Ok(is_named.then_some(PolicyConflict::Name))
 }
