@@ -61,7 +61,8 @@ fn child(task: &str) {
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
-        let directory = tempfile::tempdir().unwrap();
+        // Where it is removed with what the test has: this process does not live to do it.
+        let directory = tempfile::tempdir_in(tools).unwrap();
         let store = VolumeStore::open(config.clone()).unwrap();
         let host = Host { directory, config, store };
         let (progress, _) = tokio::sync::watch::channel(Default::default());
