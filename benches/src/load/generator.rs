@@ -101,7 +101,8 @@ fn used() -> Result<f64> {
 }
 
 /// At a given rate the requests of all connections are spread evenly over time, as far as a timer
-/// of milliseconds does that.
+/// of milliseconds does that. A connection that was late keeps its turn: otherwise all that once
+/// waited together would ask at the same moment ever after, and wait for one another.
 async fn ask(
     target: &Target,
     began: Instant,
@@ -114,7 +115,7 @@ async fn ask(
         let first = began + Duration::from_secs_f64(between * number as f64);
         let period = Duration::from_secs_f64(between * target.connections as f64);
         let mut turns = tokio::time::interval_at(first.into(), period);
-        turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        turns.set_missed_tick_behavior(MissedTickBehavior::Skip);
         turns
     });
     let mut times = Vec::new();
