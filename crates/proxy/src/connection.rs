@@ -422,50 +422,81 @@ async fn serve_http<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     options: &HttpOptions,
 ) {
     let head_timeout = options.headers_read_timeout.unwrap_or(core.config.headers_read_timeout);
-    let asked_to_end = pin!(async {
+    let mut asked_to_end = pin!(async {
         tokio::select! {
             () = connection.drain.notified() => {}
             () = core.stopping.cancelled() => {}
         }
     });
-    let mut asked_to_end = Rare::new(asked_to_end);
-    let mut over = Rare::new(Box::pin(over(core, &connection, options, head_timeout)));
+    // Boxed: there are timers in it.
+    let mut over = Box::pin(over(core, &connection, options, head_timeout));
     let mut slow = pin!(slow_client::found(&connection, &core.config));
     let mut stream = Guarded::new(stream, connection.clone());
-    let mut is_closing = false;
     loop {
         // Not before something comes: what reads and writes HTTP has large buffers.
-        let spoken = tokio::select! {
-            biased;
-            spoken = stream.spoken() => spoken,
-            () = &mut asked_to_end => return,
-            () = &mut over => return,
+        let spoken = {
+            let ends = pin!(async {
+                tokio::select! {
+                    () = asked_to_end.as_mut() => {}
+                    () = over.as_mut() => {}
+                }
+            });
+            tokio::select! {
+                biased;
+                spoken = stream.spoken() => spoken,
+                () = Rare::new(ends) => return,
+            }
         };
         let Ok(Some(spoken)) = spoken else { return };
         let mut serving = Serving::begin(core, &connection, stream, spoken);
-        let may_park = pin!(connection.may_park(core, spoken));
-        let mut may_park = Rare::new(may_park);
-        loop {
+        let what = {
+            // As one: each that is waited for has to be looked at whenever something comes.
+            let seldom = pin!(async {
+                tokio::select! {
+                    () = asked_to_end.as_mut() => Seldom::End,
+                    () = over.as_mut() => Seldom::Over,
+                    () = connection.may_park(core, spoken) => Seldom::Park,
+                }
+            });
             tokio::select! {
                 biased;
-                result = &mut serving => {
-                    if let Err(error) = result {
-                        tracing::debug!(%error, "connection ended");
-                    }
-                    return;
-                }
-                () = &mut asked_to_end, if !is_closing => {}
-                () = &mut over => return,
+                result = &mut serving => return ended(result),
+                what = Rare::new(seldom) => what,
                 () = slow.as_mut() => return connection.is_slow.store(true, Ordering::Relaxed),
-                () = &mut may_park, if !is_closing => break,
             }
-            is_closing = true;
-            serving.end();
+        };
+        match what {
+            Seldom::End => {
+                serving.end();
+                return tokio::select! {
+                    biased;
+                    result = &mut serving => ended(result),
+                    () = &mut over => {}
+                    () = slow => connection.is_slow.store(true, Ordering::Relaxed),
+                };
+            }
+            Seldom::Over => return,
+            Seldom::Park => match serving.park() {
+                Some(parked) => stream = parked,
+                None => return,
+            },
         }
-        match serving.park() {
-            Some(parked) => stream = parked,
-            None => return,
-        }
+    }
+}
+
+/// What happens beside requests and answers.
+enum Seldom {
+    /// The connection is to end once its requests have.
+    End,
+    /// It is to be closed.
+    Over,
+    /// It can do without its buffers until the next request.
+    Park,
+}
+
+fn ended(result: hyper::Result<()>) {
+    if let Err(error) = result {
+        tracing::debug!(%error, "connection ended");
     }
 }
 

@@ -10,7 +10,7 @@ mod answer;
 mod head;
 mod upgrade;
 
-use std::{convert::Infallible, sync::Arc};
+use std::{convert::Infallible, future::ready, mem, pin::Pin, sync::Arc};
 
 use http::{
     HeaderValue, Method, Request, Response, StatusCode, Version, header, request,
@@ -34,7 +34,7 @@ use crate::{
     headers,
     pool::{self, Wanted},
     replay_body::Source,
-    select::{Search, Taken},
+    select::{Preference, Search, Taken},
     table, tcp,
 };
 
@@ -63,65 +63,58 @@ struct Exchange {
     connection: Arc<Connection>,
     request_id: HeaderValue,
     version: Version,
+    /// Whether the guard looks at nothing that follows on an HTTP/1 connection.
+    ends_guard: bool,
+    /// Where requests are logged. Boxed, as few servers do so.
+    logged: Option<Box<Logged>>,
     app: Option<Arc<App>>,
     endpoint: Option<Arc<Endpoint>>,
     machine: Option<caddis_api::MachineId>,
 }
 
-/// Answers a request of a client.
-pub(crate) async fn serve(
+/// What the access log says of a request.
+struct Logged {
+    began: Instant,
+    method: Method,
+    path: String,
+}
+
+/// What a request asks of machines.
+struct Asking {
+    app: Arc<App>,
+    head: Head,
+    source: Source,
+    preference: Preference,
+    /// What a connection to a machine begins with.
+    preface: Vec<u8>,
+    uses_h2: bool,
+    upgrade: Option<Box<upgrade::Asked>>,
+}
+
+/// The answer to come. Boxed: hyper keeps room for it as long as the connection lives.
+pub(crate) type Answering =
+    Pin<Box<dyn Future<Output = Result<Response<Answer>, Infallible>> + Send>>;
+
+/// Answers a request of a client. All that needs no waiting is done at once, and what is waited
+/// with is borrowed: each byte of a future is copied when it is boxed.
+pub(crate) fn serve(
     core: Arc<Core>,
     connection: Arc<Connection>,
     in_progress: InProgress,
     request: Request<Incoming>,
-) -> Result<Response<Answer>, Infallible> {
-    let logged = core
-        .config
-        .access_log
-        .then(|| (Instant::now(), request.method().clone(), request.uri().path().to_owned()));
-    let version = request.version();
-    let request_id = request_id(&core.config.region);
-    // The guard looks at nothing that follows these on an HTTP/1 connection.
-    let ends_guard = version != Version::HTTP_2
-        && (request.method() == Method::CONNECT || request.headers().contains_key(header::UPGRADE));
-    let mut exchange = Exchange {
-        core,
-        connection,
-        request_id,
-        version,
-        app: None,
-        endpoint: None,
-        machine: None,
+) -> Answering {
+    let mut exchange = Exchange::begin(core, connection, &request);
+    let mut asking = match exchange.asking(request) {
+        Ok(asking) => asking,
+        Err(refusal) => {
+            let response = exchange.end(Err(refusal), in_progress);
+            return Box::pin(ready(Ok(response)));
+        }
     };
-    let result = exchange.run(request).await;
-    let mut response = match result {
-        Ok(response) => response,
-        Err(refusal) => exchange.refuse(refusal),
-    };
-    let core = &exchange.core;
-    headers::finish_response(
-        response.headers_mut(),
-        exchange.endpoint.as_ref().map(|endpoint| &endpoint.port.http),
-        version,
-        &core.server,
-        &exchange.request_id,
-    );
-    if ends_guard && response.status() != StatusCode::SWITCHING_PROTOCOLS {
-        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-    }
-    if let (Some((began, method, path)), Some(app)) = (logged, &exchange.app) {
-        core.journal.access(AccessRecord {
-            app: app.name.clone(),
-            machine: exchange.machine.clone(),
-            request_id: exchange.request_id.to_str().unwrap_or_default().into(),
-            client: exchange.connection.peer,
-            method,
-            path,
-            status: response.status().as_u16(),
-            duration: began.elapsed(),
-        });
-    }
-    Ok(response.map(|body| Answer::new(body, in_progress)))
+    Box::pin(async move {
+        let result = exchange.ask(&mut asking).await;
+        Ok(exchange.end(result, in_progress))
+    })
 }
 
 /// A new id for a request.
@@ -136,7 +129,61 @@ fn request_id(region: &str) -> HeaderValue {
 }
 
 impl Exchange {
-    async fn run(&mut self, request: Request<Incoming>) -> Result<Response<AnswerBody>, Refusal> {
+    fn begin(core: Arc<Core>, connection: Arc<Connection>, request: &Request<Incoming>) -> Self {
+        let (version, method) = (request.version(), request.method());
+        let upgrades = || request.headers().contains_key(header::UPGRADE);
+        let logged = core.config.access_log.then(|| {
+            let path = request.uri().path().to_owned();
+            Box::new(Logged { began: Instant::now(), method: method.clone(), path })
+        });
+        Self {
+            request_id: request_id(&core.config.region),
+            core,
+            connection,
+            version,
+            ends_guard: version != Version::HTTP_2 && (method == Method::CONNECT || upgrades()),
+            logged,
+            app: None,
+            endpoint: None,
+            machine: None,
+        }
+    }
+
+    /// The answer, as the client gets it.
+    fn end(
+        &mut self,
+        result: Result<Response<AnswerBody>, Refusal>,
+        in_progress: InProgress,
+    ) -> Response<Answer> {
+        let mut response = result.unwrap_or_else(|refusal| self.refuse(refusal));
+        headers::finish_response(
+            response.headers_mut(),
+            self.endpoint.as_ref().map(|endpoint| &endpoint.port.http),
+            self.version,
+            &self.core.server,
+            &self.request_id,
+        );
+        if self.ends_guard && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        if let (Some(logged), Some(app)) = (self.logged.take(), &self.app) {
+            let Logged { began, method, path } = *logged;
+            self.core.journal.access(AccessRecord {
+                app: app.name.clone(),
+                machine: self.machine.clone(),
+                request_id: self.request_id.to_str().unwrap_or_default().into(),
+                client: self.connection.peer,
+                method,
+                path,
+                status: response.status().as_u16(),
+                duration: began.elapsed(),
+            });
+        }
+        response.map(|body| Answer::new(body, in_progress))
+    }
+
+    /// Finds the app that a request is for, and what machines are to be asked.
+    fn asking(&mut self, request: Request<Incoming>) -> Result<Asking, Refusal> {
         let (mut parts, body) = request.into_parts();
         let host = head::host(&parts)?;
         let app = self.find(host.as_ref())?;
@@ -145,16 +192,16 @@ impl Exchange {
             let text = format!("the app has no service at port {}", self.connection.port);
             return Err(Failure::new(ErrorCode::PR01, text).into());
         };
-        self.endpoint = Some(endpoint.clone());
-        if !endpoint.port.handlers.http {
+        let port = &self.endpoint.insert(endpoint).port;
+        if !port.handlers.http {
             let text = "the service at this port has no handler 'http'";
             return Err(Failure::new(ErrorCode::PR01, text).into());
         }
         // There is no HTTPS on a private address to be sent to.
-        if endpoint.port.force_https && !self.connection.is_tls && !self.connection.is_private {
+        if port.force_https && !self.connection.is_tls && !self.connection.is_private {
             return Err(self.redirect(host.as_ref(), &parts));
         }
-        let asked = upgrade::asked(&mut parts)?;
+        let upgrade = upgrade::asked(&mut parts)?.map(Box::new);
         headers::strip_hop_by_hop(&mut parts.headers);
         // We answer it ourselves, once a machine takes the body.
         parts.headers.remove(header::EXPECT);
@@ -167,35 +214,40 @@ impl Exchange {
             &self.core.region,
             &self.request_id,
         );
-        if let Some(asked) = &asked {
-            asked.add_to(&mut parts.headers);
+        if let Some(upgrade) = &upgrade {
+            upgrade.add_to(&mut parts.headers);
         }
-        let uses_h2 = endpoint.port.http.h2_backend && asked.is_none();
-        let mut head = Head::new(parts, host, uses_h2)?;
+        let uses_h2 = port.http.h2_backend && upgrade.is_none();
         let config = &self.core.config;
         let source = Source::new(body, config.replay_memory, config.replay_disk);
         self.connection.watch_upload(&source);
-        let core = self.core.clone();
-        let mut search = Search::new(&core, &app, self.connection.port, &preference);
-        let port = &endpoint.port;
         let preface = tcp::proxy_header(
             port.handlers.proxy_protocol,
             self.connection.peer,
             self.connection.local,
         );
+        let head = Head::new(parts, host, uses_h2)?;
+        Ok(Asking { app, head, source, preference, preface, uses_h2, upgrade })
+    }
+
+    /// Asks machines, one after the other, until one answers.
+    async fn ask(&mut self, asking: &mut Asking) -> Result<Response<AnswerBody>, Refusal> {
+        let Asking { app, head, source, preference, preface, uses_h2, upgrade } = asking;
+        let core = self.core.clone();
+        let mut search = Search::new(&core, app, self.connection.port, preference);
         loop {
             // What is rare is boxed, so that requests take no room for it.
             let taken = match search.try_take() {
                 Some(taken) => taken,
-                None => Box::pin(self.wait_for_place(&mut search, &head)).await?,
+                None => Box::pin(self.wait_for_place(&mut search, head)).await?,
             };
             self.machine = Some(taken.candidate.machine.id.clone());
-            let wanted = self.wanted(&taken.candidate, &head.method, uses_h2, !preface.is_empty());
-            let upstream = pool::upstream(&core, &taken.candidate, wanted, &preface).await;
-            let mut upstream = match upstream {
+            let wanted = self.wanted(&taken.candidate, &head.method, *uses_h2, !preface.is_empty());
+            let mut upstream = match pool::upstream(&core, &taken.candidate, wanted, preface).await
+            {
                 Ok(upstream) => upstream,
                 Err(failure) => {
-                    Box::pin(self.not_connected(&app, &mut search, taken, failure)).await?;
+                    Box::pin(self.not_connected(app, &mut search, taken, failure)).await?;
                     continue;
                 }
             };
@@ -203,14 +255,13 @@ impl Exchange {
                 let is_another = *id != taken.candidate.machine.id.as_str();
                 headers::set_unavailable(&mut head.headers, is_another.then_some(id));
             }
-            if asked.is_some() || !source.is_nothing() {
+            if upgrade.is_some() || !source.is_nothing() {
                 upstream.detach(&core);
             }
-            let may_repeat = upstream.is_reused && asked.is_none();
-            let request = head.request(may_repeat, &source);
+            let may_repeat = upstream.is_reused && upgrade.is_none();
             let serves = taken.permit.machine.serves(&self.connection);
             counters::add(&taken.permit.machine.tally.requests, 1);
-            let response = match upstream.send(request).await {
+            let response = match upstream.send(head.request(may_repeat, source)).await {
                 Ok(response) => response,
                 Err(mut error) => {
                     if let Some(unsent) = error.take_message() {
@@ -247,11 +298,11 @@ impl Exchange {
                 request_id: self.request_id.clone(),
                 permit: taken.permit,
                 upstream: Some(upstream),
-                source,
+                source: mem::take(source),
                 _serves: serves,
             };
-            return match asked {
-                Some(asked) => asked.answer(self.version, response, passing),
+            return match upgrade.take() {
+                Some(upgrade) => upgrade.answer(self.version, response, passing),
                 None => plain(self.version, response, passing),
             };
         }

@@ -13,17 +13,18 @@ use std::{
     time::Duration,
 };
 
+use futures::future::Either;
 use hyper::{
-    Request, Response,
+    Request,
     body::{Body as _, Bytes, Frame, Incoming},
-    client::conn::{TrySendError, http2},
+    client::conn::http2,
 };
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use parking_lot::Mutex;
 use tokio::{io::AsyncWriteExt as _, net::TcpStream, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-use self::http1::Http1;
+use self::http1::{Http1, Sent};
 use crate::{
     ErrorCode, app::Candidate, core::Core, error::Failure, machine::Machine, rare::Rare,
     replay_body::ReplayBody, socket,
@@ -60,13 +61,12 @@ enum Sender {
 }
 
 impl Upstream {
-    pub(crate) async fn send(
-        &mut self,
-        request: Request<ReplayBody>,
-    ) -> Result<Response<Incoming>, TrySendError<Request<ReplayBody>>> {
+    /// Sends a request, and waits for the response to it.
+    pub(crate) fn send(&mut self, request: Request<ReplayBody>) -> impl Future<Output = Sent> {
         match &mut self.sender {
-            Sender::Http1(connection) => connection.send(request).await,
-            Sender::Http2(sender) => sender.try_send_request(request).await,
+            Sender::Http1(connection) => Either::Left(connection.send(request)),
+            // Boxed, as most requests go over HTTP/1.
+            Sender::Http2(sender) => Either::Right(Box::pin(sender.try_send_request(request))),
         }
     }
 

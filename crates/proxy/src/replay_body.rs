@@ -30,7 +30,7 @@ pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 struct Abandoned(#[source] h2::Error);
 
 /// The body that the client sends, and what was kept of it. None: there is nothing to send.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Source(Option<Arc<Mutex<Inner>>>);
 
 #[derive(Debug)]

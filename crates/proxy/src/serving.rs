@@ -20,7 +20,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use crate::{
     connection::Connection,
     core::Core,
-    forward::{self, Answer},
+    forward::{self, Answer, Answering},
     request_guard::{Guarded, Spoken},
 };
 
@@ -42,12 +42,11 @@ pub(crate) struct Forward {
 impl Service<Request<Incoming>> for Forward {
     type Response = Response<Answer>;
     type Error = Infallible;
-    // Boxed: hyper keeps room for it as long as the connection lives.
-    type Future = Pin<Box<dyn Future<Output = Result<Response<Answer>, Infallible>> + Send>>;
+    type Future = Answering;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         let began = self.connection.begin_request(request.version());
-        Box::pin(forward::serve(self.core.clone(), self.connection.clone(), began, request))
+        forward::serve(self.core.clone(), self.connection.clone(), began, request)
     }
 }
 

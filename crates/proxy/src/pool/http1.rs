@@ -3,8 +3,7 @@
 //! that tell each other.
 
 use std::{
-    future::poll_fn,
-    pin::{Pin, pin},
+    pin::Pin,
     task::{Context, Poll, Waker},
 };
 
@@ -14,6 +13,7 @@ use hyper::{
     client::conn::{TrySendError, http1},
 };
 use hyper_util::rt::TokioIo;
+use pin_project_lite::pin_project;
 use tokio::{net::TcpStream, task::coop::unconstrained};
 
 use crate::{
@@ -110,13 +110,13 @@ impl Http1 {
         }
     }
 
-    pub(super) async fn send(
+    /// Sends a request, and waits for the response to it.
+    pub(super) fn send(
         &mut self,
         request: Request<ReplayBody>,
-    ) -> Result<Response<Incoming>, TrySendError<Request<ReplayBody>>> {
-        let mut sent = pin!(unconstrained(self.sender.try_send_request(request)));
-        let driver = &mut self.driver;
-        poll_fn(|context| drive(driver, context, |context| sent.as_mut().poll(context))).await
+    ) -> Sending<'_, impl Future<Output = Sent> + use<>> {
+        let sent = unconstrained(self.sender.try_send_request(request));
+        Sending { driver: &mut self.driver, sent }
     }
 
     /// The next part of a response's body.
@@ -134,6 +134,27 @@ impl Http1 {
             }
         }
         drive(&mut self.driver, context, |context| Pin::new(&mut *body).poll_frame(context))
+    }
+}
+
+/// What comes of a request.
+pub(super) type Sent = Result<Response<Incoming>, TrySendError<Request<ReplayBody>>>;
+
+pin_project! {
+    /// A request that is being sent, or was. No async function, which would keep the request twice.
+    pub(super) struct Sending<'a, F> {
+        driver: &'a mut Option<Box<Driver>>,
+        #[pin]
+        sent: F,
+    }
+}
+
+impl<F: Future> Future for Sending<'_, F> {
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
+        let mut this = self.project();
+        drive(this.driver, context, |context| this.sent.as_mut().poll(context))
     }
 }
 
