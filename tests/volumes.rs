@@ -637,6 +637,11 @@ async fn a_program_does_not_start_without_its_data_and_the_reason_is_told() {
     .await;
 }
 
+/// Kills processes that are copies of init, and tells which.
+const KILL_HOLDER: &str = "for p in /proc/[0-9]*; do if [ $p != /proc/1 ] && \
+                           cmp -s $p/cmdline /proc/1/cmdline; then kill -9 ${p#/proc/} && \
+                           echo $p; fi; done";
+
 #[tokio::test]
 async fn file_systems_stand_still_until_they_are_let_go_and_never_for_longer_than_said() {
     on_a_host(async |host| {
@@ -655,6 +660,13 @@ async fn file_systems_stand_still_until_they_are_let_go_and_never_for_longer_tha
         let still = vm.session.thaw_volumes(DEADLINE).await?.context("not told")?;
         ensure!((1..200).contains(&still.as_secs()), "they stood still for {still:?}");
         vm.shell("while ! [ -e /tmp/b ]; do sleep 0.1; done; cat /data/b").await?;
+
+        // Whoever is root in the machine can kill what holds them.
+        vm.session.freeze_volumes(Duration::from_secs(200)).await?;
+        let killed = vm.shell(KILL_HOLDER).await?;
+        ensure!(killed.lines().count() == 1, "{killed}");
+        vm.session.thaw_volumes(DEADLINE).await?.context("not told")?;
+        vm.shell("echo c >/data/c").await?;
 
         vm.session.freeze_volumes(Duration::from_secs(20)).await?;
         vm.shell("echo c >/data/c; cat /data/c").await?;

@@ -97,9 +97,9 @@ impl Running {
     async fn snapshot(&self, index: u8, point: PointInTime) -> Result<VolumeExport> {
         let prepared = self.vm.prepare_snapshot(index, point).await?;
         self.session.freeze_volumes(FREEZE).await?;
-        let export = self.vm.begin_snapshot(index, prepared).await;
+        let begun = self.vm.begin_snapshot(index, prepared).await;
         self.session.thaw_volumes(DEADLINE).await?;
-        Ok(export?)
+        Ok(self.vm.export_snapshot(index, begun?).await?)
     }
 
     async fn sum(&self, path: &str) -> Result<String> {

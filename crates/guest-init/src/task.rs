@@ -1,6 +1,6 @@
 //! Work in a process of its own: what may wait for a disk, since init has one thread and must never
 //! wait. The process is a copy of init that does one thing, says over a pipe what came of it, and
-//! ends.
+//! ends. Or it does one thing and says so, waits, and does another ([`Task::start_in_two`]).
 #![expect(unsafe_code, reason = "fork, and the end of its child")]
 
 use std::{
@@ -44,6 +44,41 @@ pub struct Task {
     late: Late,
 }
 
+/// A process that has done the first part of its work, and does the second when it is told to, or
+/// when this is dropped.
+pub struct Held {
+    order: Order,
+    task: Task,
+}
+
+impl Held {
+    /// To be watched from the start on.
+    pub fn pipe(&self) -> &File {
+        self.task.pipe()
+    }
+
+    /// Has it do the rest, for which it has so much time.
+    pub fn go_on(self, what: &'static str, patience: Duration) -> Task {
+        let Self { order, mut task } = self;
+        drop(order);
+        task.what = what;
+        task.patience = patience;
+        task.deadline = Instant::now() + patience;
+        task
+    }
+}
+
+/// Tells a process to go on, when it is dropped. That the pipe ends would not be enough: copies of
+/// this process have it open, too.
+struct Order(File);
+
+impl Drop for Order {
+    fn drop(&mut self) {
+        // It may be gone, as whoever waits for it hears.
+        let _ = self.0.write_all(b"+");
+    }
+}
+
 impl Task {
     /// Has a process do something, for which it has so much time; `what` says what, as in "was not
     /// done within".
@@ -53,31 +88,57 @@ impl Task {
         late: Late,
         work: impl FnOnce() -> Result<String, String>,
     ) -> Result<Self, String> {
-        let failed = |error: nix::Error| format!("can't start {what}: {error}");
-        let (ours, theirs): (OwnedFd, OwnedFd) = pipe2(OFlag::O_CLOEXEC).map_err(failed)?;
-        let pipe = non_blocking(ours)?;
-        // SAFETY: this process has one thread, so its child may do whatever it may.
-        match unsafe { fork() }.map_err(failed)? {
-            ForkResult::Parent { child } => Ok(Self {
-                pid: child.as_raw(),
-                pipe,
-                said: Vec::new(),
-                what,
-                patience,
-                deadline: Instant::now() + patience,
-                late,
-            }),
-            ForkResult::Child => {
-                let said = match work() {
-                    Ok(text) => [&[DONE], text.as_bytes()].concat(),
-                    Err(text) => [&[FAILED], text.as_bytes()].concat(),
-                };
-                // Where nobody listens any more it does not matter.
-                let _ = File::from(theirs).write_all(&said);
-                // SAFETY: nothing of the parent's is undone or written twice by the child's end.
-                unsafe { libc::_exit(0) }
+        let (said, theirs) = Self::pipe_of(what)?;
+        let child = fork_for(what)?;
+        let Some(pid) = child else {
+            say(theirs, &work());
+            end()
+        };
+        Ok(Self::of(pid, said, what, patience, late))
+    }
+
+    /// Has a process do something, say so, wait to be told to go on, and do something else then,
+    /// for which it has what the first left. No second process is started for it, and it begins at
+    /// once.
+    pub fn start_in_two<T>(
+        what: &'static str,
+        patience: Duration,
+        late: Late,
+        first: impl FnOnce() -> Result<(String, T), String>,
+        second: impl FnOnce(T) -> Result<String, String>,
+    ) -> Result<(Self, Held), String> {
+        let (first_said, first_theirs) = Self::pipe_of(what)?;
+        let (second_said, second_theirs) = Self::pipe_of(what)?;
+        let (orders, order) = pipe2(OFlag::O_CLOEXEC).map_err(|error| failed(what, error))?;
+        let Some(pid) = fork_for(what)? else {
+            // Its own copy would keep the pipe from ending.
+            drop(order);
+            match first() {
+                Ok((text, left)) => {
+                    say(first_theirs, &Ok(text));
+                    // Whether it is told or nobody is there any more to tell it.
+                    let _ = File::from(orders).read(&mut [0]);
+                    say(second_theirs, &second(left));
+                }
+                Err(text) => say(first_theirs, &Err(text)),
             }
-        }
+            end()
+        };
+        let task = |said| Self::of(pid, said, what, patience, late);
+        let held = Held { order: Order(File::from(order)), task: task(second_said) };
+        Ok((task(first_said), held))
+    }
+
+    /// What a process says is read from the first.
+    fn pipe_of(what: &'static str) -> Result<(File, OwnedFd), String> {
+        let (ours, theirs): (OwnedFd, OwnedFd) =
+            pipe2(OFlag::O_CLOEXEC).map_err(|error| failed(what, error))?;
+        Ok((non_blocking(ours)?, theirs))
+    }
+
+    fn of(pid: i32, pipe: File, what: &'static str, patience: Duration, late: Late) -> Self {
+        let deadline = Instant::now() + patience;
+        Self { pid, pipe, said: Vec::new(), what, patience, deadline, late }
     }
 
     /// To be watched.
@@ -135,6 +196,34 @@ impl Task {
     }
 }
 
+fn failed(what: &str, error: nix::Error) -> String {
+    format!("can't start {what}: {error}")
+}
+
+/// The id of a copy of this process; in the copy, none.
+fn fork_for(what: &str) -> Result<Option<i32>, String> {
+    // SAFETY: this process has one thread, so its child may do whatever it may.
+    match unsafe { fork() }.map_err(|error| failed(what, error))? {
+        ForkResult::Parent { child } => Ok(Some(child.as_raw())),
+        ForkResult::Child => Ok(None),
+    }
+}
+
+/// Tells init what came of it.
+fn say(pipe: OwnedFd, outcome: &Result<String, String>) {
+    let said = match outcome {
+        Ok(text) => [&[DONE], text.as_bytes()].concat(),
+        Err(text) => [&[FAILED], text.as_bytes()].concat(),
+    };
+    // Where nobody listens any more it does not matter.
+    let _ = File::from(pipe).write_all(&said);
+}
+
+fn end() -> ! {
+    // SAFETY: nothing of the parent's is undone or written twice by the child's end.
+    unsafe { libc::_exit(0) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -168,6 +257,35 @@ mod tests {
             assert_eq!(task.settle(now), None);
             drop(end);
             assert_eq!(task.settle(now), Some(expected));
+        }
+    }
+
+    #[test]
+    fn one_that_waits_to_go_on_is_told_once_whatever_becomes_of_it() {
+        for is_dropped in [false, true] {
+            let (task, mut said) = pair(Duration::from_secs(1000));
+            let (mut orders, order) = std::io::pipe().unwrap();
+            let held = Held { order: Order(OwnedFd::from(order).into()), task };
+            let mut task = match is_dropped {
+                true => {
+                    drop(held);
+                    None
+                }
+                false => Some(held.go_on("going on", Duration::from_secs(2000))),
+            };
+            let mut told = String::new();
+            orders.read_to_string(&mut told).unwrap();
+            assert_eq!(told, "+");
+            if let Some(task) = &mut task {
+                said.write_all(b"+gone on").unwrap();
+                drop(said);
+                assert_eq!(task.settle(Instant::now()), Some(Ok("gone on".to_owned())));
+                assert_eq!(
+                    (task.what, task.patience),
+                    ("going on", Duration::from_secs(2000)),
+                    "it has time from then on"
+                );
+            }
         }
     }
 

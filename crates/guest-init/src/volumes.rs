@@ -19,7 +19,6 @@ use nix::{
     errno::Errno,
     mount::{MntFlags, MsFlags, mount, umount2},
     sys::stat::{Mode, SFlag, mknod},
-    time::{ClockId, clock_gettime},
 };
 
 use crate::{
@@ -28,6 +27,7 @@ use crate::{
     users::User,
 };
 
+pub mod hold;
 mod superblock;
 mod table;
 
@@ -210,61 +210,10 @@ pub fn usage(mounts: &[MountSpec]) -> Result<String, String> {
     serde_json::to_string(&all?).map_err(|error| error.to_string())
 }
 
-/// Holds the file systems of all still, and says since when, microseconds, if there are any; when
-/// it is `deadline` before all do, none.
-pub fn freeze(mounts: &[MountSpec], deadline: Instant) -> Result<String, String> {
-    let (mut held, mut since) = (Vec::new(), None);
-    let mut hold = || {
-        for spec in with_filesystem(mounts) {
-            let failed = |error: nix::Error| {
-                format!("can't hold the volume at {} still: {error}", spec.path)
-            };
-            let root = open_root(spec)?;
-            // So that holding it takes no time: writers wait for that.
-            nix::unistd::syncfs(&root).map_err(failed)?;
-            since.get_or_insert_with(now);
-            filesystem::freeze(&root).map_err(failed)?;
-            held.push(root);
-            if Instant::now() >= deadline {
-                return Err("holding the volumes still took too long".to_owned());
-            }
-        }
-        Ok(())
-    };
-    let outcome = hold();
-    if outcome.is_err() {
-        for root in held {
-            // What goes on already need not.
-            let _ = filesystem::thaw(&root);
-        }
-    }
-    outcome.map(|()| since.map(said).unwrap_or_default())
-}
-
-/// Time of the kernel's clock that is never set.
-fn now() -> Duration {
-    // It can't fail for this clock.
-    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from)
-}
-
-fn said(time: Duration) -> String {
-    time.as_micros().to_string()
-}
-
-/// Lets the file systems of all go on, and says when, by the clock of [`freeze`]; those that do are
-/// left.
-pub fn thaw(mounts: &[MountSpec]) -> Result<String, String> {
-    let thaw = |spec: &MountSpec| match filesystem::thaw(&open_root(spec)?) {
-        Ok(()) | Err(Errno::EINVAL) => Ok(()),
-        Err(error) => Err(format!("can't let the volume at {} go on: {error}", spec.path)),
-    };
-    with_filesystem(mounts).map(thaw).fold(Ok(()), Result::and).map(|()| said(now()))
-}
-
 /// Unmounts all, when no process is left but init and this one, and writes out the others.
 pub fn release(mounts: &[MountSpec]) -> Result<String, String> {
     // Programs may have died while they were held still.
-    let _ = thaw(mounts);
+    let _ = hold::thaw(mounts);
     let mut failures = Vec::new();
     for spec in mounts.iter().rev() {
         if let Err(error) = release_one(spec) {

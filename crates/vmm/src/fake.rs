@@ -20,9 +20,9 @@ use parking_lot::Mutex;
 use tokio::{runtime::Handle, sync::watch};
 
 use crate::{
-    AgentStream, Capabilities, Disk, Hydration, Isolation, LaunchSpec, Patch, Pause, PointInTime,
-    PoolUse, PreparedSnapshot, Seat, Slot, SlotPool, Start, Vm, VmExit, Vmm, VmmError, VolumeDisk,
-    VolumeExport, disk, volume,
+    AgentStream, BegunSnapshot, Capabilities, Disk, Hydration, Isolation, LaunchSpec, Patch, Pause,
+    PointInTime, PoolUse, PreparedSnapshot, Seat, Slot, SlotPool, Start, Vm, VmExit, Vmm, VmmError,
+    VolumeDisk, VolumeExport, disk, volume,
 };
 
 mod volumes;
@@ -79,7 +79,7 @@ pub struct FakeHost {
     /// Machine, volume and size of each resize.
     resizes: Arc<Mutex<Vec<(String, u8, u64)>>>,
     /// Machine and what was asked of its volumes.
-    volume_calls: Arc<Mutex<Vec<(String, VolumeCall)>>>,
+    volume_calls: Arc<Mutex<Vec<volumes::Asked>>>,
     /// How far volumes are, by machine and number.
     hydrations: Arc<Mutex<HashMap<(String, u8), Hydration>>>,
 }
@@ -410,22 +410,29 @@ impl Vm for FakeVm {
 
     async fn prepare_snapshot(
         &self,
-        _: u8,
+        index: u8,
         point: PointInTime,
     ) -> Result<PreparedSnapshot, VmmError> {
-        // What is in the way of it is told at its instant.
         let PointInTime { id, previous, .. } = point;
-        Ok(PreparedSnapshot { id, previous, bitmaps: Vec::new() })
+        self.prepare(index, id, previous)
     }
 
     async fn begin_snapshot(
         &self,
         index: u8,
         prepared: PreparedSnapshot,
-    ) -> Result<VolumeExport, VmmError> {
+    ) -> Result<BegunSnapshot, VmmError> {
         let delay = self.host.faults.lock().snapshot_delay;
         tokio::time::sleep(delay).await;
-        self.begin(index, &prepared)
+        self.begin(index, prepared)
+    }
+
+    async fn export_snapshot(
+        &self,
+        index: u8,
+        begun: BegunSnapshot,
+    ) -> Result<VolumeExport, VmmError> {
+        self.export(index, begun)
     }
 
     async fn end_snapshot(&self, index: u8, is_taken: bool) -> Result<(), VmmError> {

@@ -49,8 +49,8 @@ pub use error::VmmError;
 pub use qemu::{Accelerator, Qemu, QemuConfig};
 pub use slot::{Slot, SlotPool};
 pub use volume::{
-    Backing, Hydration, IoLimits, Passphrase, PointInTime, PreparedSnapshot, VolumeDisk,
-    VolumeExport,
+    Backing, BegunSnapshot, Hydration, IoLimits, Passphrase, PointInTime, PreparedSnapshot,
+    VolumeDisk, VolumeExport,
 };
 
 /// A byte stream to init.
@@ -330,7 +330,9 @@ pub trait Vm: Send + Sync + 'static {
     async fn resize_volume(&self, index: u8, bytes: u64) -> Result<(), VmmError>;
 
     /// Does what a snapshot of a volume needs before [`Self::begin_snapshot`]; until
-    /// [`Self::end_snapshot`], or the VM's end.
+    /// [`Self::end_snapshot`], or the VM's end. Until [`Self::export_snapshot`], or until what this
+    /// gives is dropped, whoever else wants to tell the VM something waits, so that nobody is
+    /// before the snapshot when its instant has come.
     ///
     /// # Errors
     /// [`VmmError::InvalidDisk`] where it has no such volume, one is being taken of it already, or
@@ -342,9 +344,9 @@ pub trait Vm: Send + Sync + 'static {
         point: PointInTime,
     ) -> Result<PreparedSnapshot, VmmError>;
 
-    /// Has a volume be readable from outside as it is now, while the VM goes on. The caller has the
-    /// guest hold its file system still around this call. Where there is room no more for what the
-    /// guest overwrites, reading fails and the guest goes on.
+    /// The instant of a snapshot, and nothing else: the caller has the guest hold its file system
+    /// still around this call. From here on what the guest overwrites is copied first. Where there
+    /// is no room any more for that, reading the snapshot fails and the guest goes on.
     ///
     /// # Errors
     /// As [`Self::prepare_snapshot`], after which nothing is left of that either.
@@ -352,6 +354,16 @@ pub trait Vm: Send + Sync + 'static {
         &self,
         index: u8,
         prepared: PreparedSnapshot,
+    ) -> Result<BegunSnapshot, VmmError>;
+
+    /// Has a volume be readable from outside as it was at the instant.
+    ///
+    /// # Errors
+    /// As [`Self::begin_snapshot`].
+    async fn export_snapshot(
+        &self,
+        index: u8,
+        begun: BegunSnapshot,
     ) -> Result<VolumeExport, VmmError>;
 
     /// Ends what [`Self::prepare_snapshot`] began, also when an earlier server did; harmless where

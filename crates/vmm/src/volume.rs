@@ -4,7 +4,7 @@ use std::{fmt, os::fd::OwnedFd, path::PathBuf, sync::Arc};
 
 use zeroize::Zeroizing;
 
-use crate::{DiskRole, VmmError};
+use crate::{DiskRole, VmmError, qemu::Line};
 
 /// A volume that a VM is given.
 #[derive(Debug, Clone)]
@@ -62,16 +62,24 @@ pub struct PointInTime {
     pub passphrase: Option<Passphrase>,
 }
 
-/// A snapshot for which everything is there but its instant.
+/// A snapshot for which everything is there but its instant. As long as this is there the VM can't
+/// be told anything else: whoever wants to waits.
 #[derive(Debug)]
 pub struct PreparedSnapshot {
     /// Its id.
     pub(crate) id: String,
     /// Id of the one before.
     pub(crate) previous: Option<String>,
-    /// Dirty bitmaps that record no more from the instant on.
+    /// Dirty bitmaps that are to record no more once the instant has come.
     pub(crate) bitmaps: Vec<String>,
+    /// The connection over which the VM is told the instant.
+    pub(crate) line: Option<Line>,
 }
+
+/// A snapshot whose instant has come, and which can't be read yet. The VM can't be told anything
+/// else either.
+#[derive(Debug)]
+pub struct BegunSnapshot(pub(crate) PreparedSnapshot);
 
 /// Where an instant of a volume can be read.
 #[derive(Debug, Clone, PartialEq, Eq)]

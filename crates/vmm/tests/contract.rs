@@ -124,7 +124,7 @@ async fn a_test_says_how_far_a_restored_volume_is_and_what_fails() {
         == std::io::ErrorKind::Unsupported));
     vm.end_snapshot(0, true).await.unwrap();
     let calls = fake.host.volume_calls("m1");
-    assert_eq!(calls.len(), 8, "{calls:?}");
+    assert_eq!(calls.len(), 12, "{calls:?}");
     assert_eq!(calls.last(), Some(&VolumeCall::EndSnapshot { index: 0, is_taken: true }));
     vm.kill().await.unwrap();
     vm.wait().await;

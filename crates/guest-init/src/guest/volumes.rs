@@ -19,8 +19,8 @@ use nix::{
 use super::{Guest, watch};
 use crate::{
     configure::Prepared,
-    task::{Late, Task},
-    volumes,
+    task::{Held, Late, Task},
+    volumes::{self, hold},
 };
 
 /// Time to mount all: what was not written when the power was cut is recovered from the journal,
@@ -38,6 +38,8 @@ const MOST_STILL: Duration = Duration::from_secs(300);
 const TELLING_PART: u32 = 8;
 /// Time that killed processes have to be gone. One may wait for a disk.
 const KILLED_TIMEOUT: Duration = Duration::from_secs(5);
+/// What it is that lets them go on.
+const GOING_ON: &str = "letting the volumes go on";
 /// Requests that are worked on at a time.
 const MOST_REQUESTS: usize = 16;
 
@@ -60,8 +62,10 @@ pub(super) struct Volumes {
 
 /// They are held still.
 struct Still {
-    /// As [`volumes::freeze`] says it.
+    /// As [`hold::freeze`] says it.
     since: Option<u64>,
+    /// The process that holds them.
+    held: Held,
     /// When they go on by themselves.
     until: Instant,
 }
@@ -74,15 +78,16 @@ struct Request {
     task: Task,
 }
 
-#[derive(Clone, Copy)]
 enum Kind {
     /// Answered by whether it was done.
     Plain,
     /// Answered by what was found out.
     Usage,
-    /// When they go on by themselves, if it was done.
-    Freeze(Instant),
-    /// Answered by how long they stood still, which is since then.
+    /// When they go on by themselves, and what holds them, if it was done.
+    Freeze(Instant, Held),
+    /// By the process that held them still, since then.
+    GoOn(Option<u64>),
+    /// By another one, where that could not. Answered by how long they stood still, as the former.
     Thaw(Option<u64>),
 }
 
@@ -156,8 +161,8 @@ impl Guest {
         }
         self.settle_mounting(now);
         self.settle_requests(now);
-        if self.volumes.still.take_if(|still| still.until <= now).is_some() {
-            self.end_freeze(None, Kind::Plain);
+        if let Some(still) = self.volumes.still.take_if(|still| still.until <= now) {
+            self.go_on(None, still);
         }
         self.settle_release(now);
     }
@@ -179,44 +184,59 @@ impl Guest {
     }
 
     fn settle_requests(&mut self, now: Instant) {
-        let mut settled = Vec::new();
-        self.volumes.requests.retain_mut(|request| match request.task.settle(now) {
-            None => true,
-            Some(outcome) => {
-                settled.push((request.id, request.kind, outcome));
-                false
-            }
-        });
-        for (id, kind, outcome) in settled {
-            match (id, kind, outcome) {
-                (Some(id), Kind::Thaw(since), Ok(until)) => {
-                    let until = until.parse::<u64>().ok();
-                    let still_us = until.zip(since).and_then(|(to, from)| to.checked_sub(from));
-                    self.port.send(&GuestMessage::Answer { id, failure: None, still_us }, b"");
+        let mut at = 0;
+        while let Some(request) = self.volumes.requests.get_mut(at) {
+            match request.task.settle(now) {
+                None => at += 1,
+                Some(outcome) => {
+                    let Request { id, kind, .. } = self.volumes.requests.remove(at);
+                    self.settled(id, kind, outcome);
                 }
-                (Some(id), Kind::Usage, Ok(text)) => match serde_json::from_str(&text) {
+            }
+        }
+    }
+
+    fn settled(&mut self, id: Option<u32>, kind: Kind, outcome: Result<String, String>) {
+        match (kind, outcome) {
+            (Kind::Freeze(until, held), Ok(since)) => {
+                let since = since.parse().ok();
+                self.volumes.still = Some(Still { since, held, until });
+                self.tell(id, Ok(()));
+            }
+            (Kind::Freeze(_, held), Err(reason)) => {
+                // They may stand still, of which it could not tell in time. Where an earlier
+                // request holds them, they go on at that one's time.
+                drop(held);
+                if self.volumes.still.is_none() && !self.volumes.are_going() {
+                    self.end_freeze(None, Kind::Plain);
+                }
+                self.tell(id, Err(reason));
+            }
+            // It may have been killed.
+            (Kind::GoOn(since), Err(_)) => self.end_freeze(id, Kind::Thaw(since)),
+            (Kind::GoOn(since) | Kind::Thaw(since), Ok(until)) => {
+                let Some(id) = id else { return };
+                let until = until.parse::<u64>().ok();
+                let still_us = until.zip(since).and_then(|(to, from)| to.checked_sub(from));
+                self.port.send(&GuestMessage::Answer { id, failure: None, still_us }, b"");
+            }
+            (Kind::Usage, Ok(text)) => {
+                let Some(id) = id else { return };
+                match serde_json::from_str(&text) {
                     Ok(volumes) => self.port.send(&GuestMessage::VolumeUsage { id, volumes }, b""),
                     Err(error) => self.answer(id, Err(error.to_string())),
-                },
-                (Some(id), kind, outcome) => {
-                    match (kind, &outcome) {
-                        (Kind::Freeze(until), Ok(since)) => {
-                            let since = since.parse().ok();
-                            self.volumes.still = Some(Still { since, until });
-                        }
-                        // They may stand still, of which it could not tell in time. Where an
-                        // earlier request holds them, they go on at that one's time.
-                        (Kind::Freeze(_), Err(_))
-                            if self.volumes.still.is_none() && !self.volumes.are_going() =>
-                        {
-                            self.end_freeze(None, Kind::Plain);
-                        }
-                        _ => {}
-                    }
-                    self.answer(id, outcome.map(drop));
                 }
-                (None, _, outcome) => self.warn(outcome.map(drop)),
             }
+            (Kind::Plain, Ok(_)) => self.tell(id, Ok(())),
+            (Kind::Plain | Kind::Usage | Kind::Thaw(_), Err(reason)) => self.tell(id, Err(reason)),
+        }
+    }
+
+    /// Answers a question; what nobody has asked is told only if it failed.
+    fn tell(&mut self, id: Option<u32>, outcome: Result<(), String>) {
+        match id {
+            Some(id) => self.answer(id, outcome),
+            None => self.warn(outcome),
         }
     }
 
@@ -227,18 +247,22 @@ impl Guest {
         kind: Kind,
         task: impl FnOnce(&[MountSpec]) -> Result<Task, String>,
     ) {
-        let started = if self.volumes.requests.len() >= MOST_REQUESTS {
+        let started = self.may_work().and_then(|()| task(&self.volumes.mounts));
+        let watched = started.and_then(|task| watch(&self.epoll, task.pipe()).map(|()| task));
+        match watched {
+            Ok(task) => self.volumes.requests.push(Request { id, kind, task }),
+            Err(failure) => self.tell(id, Err(failure)),
+        }
+    }
+
+    /// Whether there is room for another request.
+    fn may_work(&self) -> Result<(), String> {
+        if self.volumes.requests.len() >= MOST_REQUESTS {
             Err("too much is being asked at once".to_owned())
         } else if self.volumes.are_going() {
             Err("the machine is being stopped".to_owned())
         } else {
-            task(&self.volumes.mounts)
-        };
-        let watched = started.and_then(|task| watch(&self.epoll, task.pipe()).map(|()| task));
-        match (watched, id) {
-            (Ok(task), _) => self.volumes.requests.push(Request { id, kind, task }),
-            (Err(failure), Some(id)) => self.answer(id, Err(failure)),
-            (Err(failure), None) => self.warn(Err(failure)),
+            Ok(())
         }
     }
 
@@ -268,25 +292,38 @@ impl Guest {
         let timeout = Duration::from_millis(deadline_ms).min(MOST_STILL);
         let until = Instant::now() + timeout;
         let held_by = until - timeout / TELLING_PART;
-        self.work_on(Some(id), Kind::Freeze(until), |mounts| {
-            Task::start("holding the volumes still", timeout, Late::Left, || {
-                volumes::freeze(mounts, held_by)
-            })
+        let what = "holding the volumes still";
+        let started = self.may_work().and_then(|()| {
+            let mounts = &self.volumes.mounts;
+            let freeze = || hold::freeze(mounts, held_by);
+            let (task, held) = Task::start_in_two(what, timeout, Late::Left, freeze, hold::let_go)?;
+            watch(&self.epoll, task.pipe())?;
+            watch(&self.epoll, held.pipe())?;
+            Ok(Request { id: Some(id), kind: Kind::Freeze(until, held), task })
         });
+        match started {
+            Ok(request) => self.volumes.requests.push(request),
+            Err(failure) => self.answer(id, Err(failure)),
+        }
     }
 
     pub(super) fn thaw_volumes(&mut self, id: u32) {
         match self.volumes.still.take() {
-            Some(still) => self.end_freeze(Some(id), Kind::Thaw(still.since)),
+            Some(still) => self.go_on(Some(id), still),
             None => self.answer(id, Err("the volumes went on before".to_owned())),
         }
     }
 
+    /// Has the process that holds them let them go on.
+    fn go_on(&mut self, id: Option<u32>, still: Still) {
+        let Still { since, held, .. } = still;
+        let task = held.go_on(GOING_ON, LOOK_TIMEOUT);
+        self.volumes.requests.push(Request { id, kind: Kind::GoOn(since), task });
+    }
+
     fn end_freeze(&mut self, id: Option<u32>, kind: Kind) {
         self.work_on(id, kind, |mounts| {
-            Task::start("letting the volumes go on", LOOK_TIMEOUT, Late::Left, || {
-                volumes::thaw(mounts)
-            })
+            Task::start(GOING_ON, LOOK_TIMEOUT, Late::Left, || hold::thaw(mounts))
         });
     }
 

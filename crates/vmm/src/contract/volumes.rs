@@ -230,9 +230,10 @@ fn assert_refused<T: std::fmt::Debug>(outcome: Result<T, VmmError>, why: &str) {
 /// A snapshot of a volume as it is now.
 ///
 /// # Errors
-/// Those of both steps.
+/// Those of its steps.
 pub async fn begin(vm: &dyn Vm, index: u8, point: PointInTime) -> Result<VolumeExport, VmmError> {
-    vm.begin_snapshot(index, vm.prepare_snapshot(index, point).await?).await
+    let begun = vm.begin_snapshot(index, vm.prepare_snapshot(index, point).await?).await?;
+    vm.export_snapshot(index, begun).await
 }
 
 /// One at a time of a volume. What has changed since the last one that was taken is known, also

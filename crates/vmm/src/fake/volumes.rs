@@ -10,7 +10,8 @@ use std::{
 
 use super::{FakeHost, FakeVm};
 use crate::{
-    DiskRole, Hydration, Passphrase, PreparedSnapshot, VmmError, VolumeDisk, VolumeExport, volume,
+    BegunSnapshot, DiskRole, Hydration, Passphrase, PreparedSnapshot, VmmError, VolumeDisk,
+    VolumeExport, volume,
 };
 
 /// Begins a file that says which passphrase opens it.
@@ -71,6 +72,11 @@ pub fn snapshot_socket(directory: &Path) -> PathBuf {
 /// What was asked of a volume, whether or not it could be done.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum VolumeCall {
+    /// [`crate::Vm::prepare_snapshot`].
+    PrepareSnapshot {
+        /// Number of the volume.
+        index: u8,
+    },
     /// [`crate::Vm::begin_snapshot`].
     BeginSnapshot {
         /// Number of the volume.
@@ -79,6 +85,11 @@ pub enum VolumeCall {
         id: String,
         /// Id of the one before.
         previous: Option<String>,
+    },
+    /// [`crate::Vm::export_snapshot`].
+    ExportSnapshot {
+        /// Number of the volume.
+        index: u8,
     },
     /// [`crate::Vm::end_snapshot`].
     EndSnapshot {
@@ -99,6 +110,15 @@ pub enum VolumeCall {
     },
 }
 
+/// What was asked of a volume of a VM.
+#[derive(Debug)]
+pub(super) struct Asked {
+    machine_id: String,
+    call: VolumeCall,
+    /// Its guest held its volumes still.
+    is_frozen: bool,
+}
+
 /// Snapshots of a volume.
 #[derive(Debug, Default)]
 pub(super) struct Snapshots {
@@ -111,8 +131,17 @@ pub(super) struct Snapshots {
 impl FakeHost {
     /// What was asked of the volumes of a machine's VMs, in order; progress is asked for often.
     pub fn volume_calls(&self, machine_id: &str) -> Vec<VolumeCall> {
+        self.volume_calls_where(|asked| asked.machine_id == machine_id)
+    }
+
+    /// Those of them during which the guest held its volumes still.
+    pub fn volume_calls_while_frozen(&self, machine_id: &str) -> Vec<VolumeCall> {
+        self.volume_calls_where(|asked| asked.machine_id == machine_id && asked.is_frozen)
+    }
+
+    fn volume_calls_where(&self, is: impl Fn(&Asked) -> bool) -> Vec<VolumeCall> {
         let all = self.volume_calls.lock();
-        all.iter().filter(|(id, _)| id == machine_id).map(|(_, call)| call.clone()).collect()
+        all.iter().filter(|asked| is(asked)).map(|asked| asked.call.clone()).collect()
     }
 
     /// Says how far a volume with a backing is, until it is said anew. Without it nothing of it is
@@ -136,7 +165,9 @@ impl FakeVm {
         index: u8,
         work: impl FnOnce(&mut VolumeDisk) -> Result<T, VmmError>,
     ) -> Result<T, VmmError> {
-        self.host.volume_calls.lock().push((self.machine_id.clone(), call));
+        let machine_id = self.machine_id.clone();
+        let is_frozen = self.guest.frozen_volumes().is_some();
+        self.host.volume_calls.lock().push(Asked { machine_id, call, is_frozen });
         if self.exit.borrow().is_some() {
             let gone = io::ErrorKind::ConnectionRefused.into();
             return Err(VmmError::io("connect to the VM process")(gone));
@@ -148,14 +179,25 @@ impl FakeVm {
         }
     }
 
+    /// What is in the way of it is told at its instant.
+    pub(super) fn prepare(
+        &self,
+        index: u8,
+        id: String,
+        previous: Option<String>,
+    ) -> Result<PreparedSnapshot, VmmError> {
+        self.asked(VolumeCall::PrepareSnapshot { index }, index, |_| {
+            Ok(PreparedSnapshot { id, previous, bitmaps: Vec::new(), line: None })
+        })
+    }
+
     pub(super) fn begin(
         &self,
         index: u8,
-        prepared: &PreparedSnapshot,
-    ) -> Result<VolumeExport, VmmError> {
-        let PreparedSnapshot { id, previous, .. } = prepared;
-        let call = VolumeCall::BeginSnapshot { index, id: id.clone(), previous: previous.clone() };
-        self.asked(call, index, |volume| {
+        prepared: PreparedSnapshot,
+    ) -> Result<BegunSnapshot, VmmError> {
+        let (id, previous) = (prepared.id.clone(), prepared.previous.clone());
+        self.asked(VolumeCall::BeginSnapshot { index, id, previous }, index, |volume| {
             if volume.backing.is_some() {
                 return Err(refused(index, volume::RESTORING));
             }
@@ -167,8 +209,20 @@ impl FakeVm {
             if counted(&mut self.host.faults.lock().failing_snapshots) {
                 return Err(VmmError::io("snapshot a volume")(io::Error::other("told to fail")));
             }
-            snapshots.open = Some(id.clone());
-            let changed = previous.as_deref().filter(|id| snapshots.taken.as_deref() == Some(*id));
+            snapshots.open = Some(prepared.id.clone());
+            Ok(BegunSnapshot(prepared))
+        })
+    }
+
+    pub(super) fn export(
+        &self,
+        index: u8,
+        BegunSnapshot(begun): BegunSnapshot,
+    ) -> Result<VolumeExport, VmmError> {
+        self.asked(VolumeCall::ExportSnapshot { index }, index, |_| {
+            let mut snapshots = self.snapshots.lock();
+            let taken = snapshots.entry(index).or_default().taken.as_deref();
+            let changed = begun.previous.filter(|id| taken == Some(id));
             Ok(VolumeExport {
                 socket: snapshot_socket(&self.directory),
                 name: DiskRole::Volume(index).name(),

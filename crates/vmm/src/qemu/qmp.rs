@@ -276,15 +276,18 @@ impl Qmp {
 }
 
 #[cfg(test)]
+pub(super) use tests::{OK, play};
+
+#[cfg(test)]
 mod tests {
     use std::{io::Write as _, os::fd::AsFd as _, thread};
 
     use super::*;
 
-    const OK: &str = "{\"return\": {}, \"id\": ID}";
+    pub const OK: &str = "{\"return\": {}, \"id\": ID}";
 
     /// A QEMU that says these lines, one after each command, whose id is put in.
-    fn play(
+    pub fn play(
         lines: &'static [&'static str],
     ) -> (tempfile::TempDir, thread::JoinHandle<Vec<String>>) {
         let directory = tempfile::tempdir().unwrap();

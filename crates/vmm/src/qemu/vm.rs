@@ -1,6 +1,7 @@
 //! A running VM process of a machine.
 
 use std::{
+    fmt, io,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::{
@@ -18,13 +19,13 @@ use super::{
     exit::Watched,
     launch::{CONTROL_SOCKET, QMP_SOCKET, Running, end},
     panicked,
-    pause::{Listener, Orders},
+    pause::{Listener, Orders, Turn},
     qmp::Qmp,
     snapshot, suspend, volumes,
 };
 use crate::{
-    AgentStream, Hydration, Pause, PointInTime, PreparedSnapshot, Slot, Start, StartKind, Vm,
-    VmExit, VmmError, VolumeExport, process::Process, record::Saving, socket,
+    AgentStream, BegunSnapshot, Hydration, Pause, PointInTime, PreparedSnapshot, Slot, Start,
+    StartKind, Vm, VmExit, VmmError, VolumeExport, process::Process, record::Saving, socket,
 };
 
 /// How long a VM process that is killed may take to write what its guest has written to volumes:
@@ -100,15 +101,52 @@ impl QemuVm {
         &self,
         work: impl FnOnce(&mut Qmp, &Path) -> Result<T, VmmError> + Send + 'static,
     ) -> Result<T, VmmError> {
+        self.open_line(work).await.map(|(told, _)| told)
+    }
+
+    /// The same, and nobody else can until the line is dropped.
+    async fn open_line<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Qmp, &Path) -> Result<T, VmmError> + Send + 'static,
+    ) -> Result<(T, Line), VmmError> {
         let (directory, turn) = (self.directory.clone(), self.orders.turn().await);
         let telling = spawn_blocking(move || {
-            let _turn = turn;
+            // Dropped after the connection.
+            let turn = turn;
             let mut qmp = Qmp::connect(&directory, QMP_SOCKET)
                 .map_err(VmmError::io("connect to the VM process"))?;
-            work(&mut qmp, &directory)
+            let told = work(&mut qmp, &directory)?;
+            Ok((told, Line { qmp, _turn: turn }))
         });
         telling.await.map_err(panicked)?
     }
+
+    /// Tells QEMU something over a line that is there.
+    async fn tell_over<T: Send + 'static>(
+        &self,
+        mut line: Line,
+        work: impl FnOnce(&mut Qmp, &Path) -> Result<T, VmmError> + Send + 'static,
+    ) -> Result<(T, Line), VmmError> {
+        let directory = self.directory.clone();
+        let telling = spawn_blocking(move || Ok((work(&mut line.qmp, &directory)?, line)));
+        telling.await.map_err(panicked)?
+    }
+}
+
+/// A connection to QEMU, and the turn to tell it anything.
+pub(crate) struct Line {
+    qmp: Qmp,
+    _turn: Turn,
+}
+
+impl fmt::Debug for Line {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Line").finish_non_exhaustive()
+    }
+}
+
+fn no_line() -> VmmError {
+    VmmError::io("begin a snapshot")(io::Error::other("it was prepared by another driver"))
 }
 
 /// Calls off what it was given to, when it is dropped.
@@ -183,17 +221,37 @@ impl Vm for QemuVm {
         index: u8,
         point: PointInTime,
     ) -> Result<PreparedSnapshot, VmmError> {
-        self.tell(move |qmp, directory| volumes::prepare_snapshot(qmp, directory, index, &point))
-            .await
+        let PointInTime { id, previous, .. } = &point;
+        let (id, previous) = (id.clone(), previous.clone());
+        let prepare =
+            move |qmp: &mut Qmp, at: &Path| volumes::prepare_snapshot(qmp, at, index, &point);
+        let (bitmaps, line) = self.open_line(prepare).await?;
+        Ok(PreparedSnapshot { id, previous, bitmaps, line: Some(line) })
     }
 
     async fn begin_snapshot(
         &self,
         index: u8,
         prepared: PreparedSnapshot,
+    ) -> Result<BegunSnapshot, VmmError> {
+        let mut prepared = prepared;
+        let line = prepared.line.take().ok_or_else(no_line)?;
+        let begin = move |qmp: &mut Qmp, at: &Path| volumes::begin_snapshot(qmp, at, index);
+        let ((), line) = self.tell_over(line, begin).await?;
+        Ok(BegunSnapshot(PreparedSnapshot { line: Some(line), ..prepared }))
+    }
+
+    async fn export_snapshot(
+        &self,
+        index: u8,
+        begun: BegunSnapshot,
     ) -> Result<VolumeExport, VmmError> {
-        self.tell(move |qmp, directory| volumes::begin_snapshot(qmp, directory, index, &prepared))
-            .await
+        let BegunSnapshot(PreparedSnapshot { previous, bitmaps, line, .. }) = begun;
+        let export = move |qmp: &mut Qmp, at: &Path| {
+            volumes::export_snapshot(qmp, at, index, previous.as_deref(), &bitmaps)
+        };
+        let (export, _) = self.tell_over(line.ok_or_else(no_line)?, export).await?;
+        Ok(export)
     }
 
     async fn end_snapshot(&self, index: u8, is_taken: bool) -> Result<(), VmmError> {

@@ -27,7 +27,10 @@ pub(super) use self::{
     clone::clone,
     hydrate::hydrate,
     layout::Nodes,
-    point::{begin as begin_snapshot, end as end_snapshot, prepare as prepare_snapshot},
+    point::{
+        begin as begin_snapshot, end as end_snapshot, export as export_snapshot,
+        prepare as prepare_snapshot,
+    },
 };
 use super::{
     disks::{cache, over, sets},

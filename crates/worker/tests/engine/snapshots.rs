@@ -79,6 +79,17 @@ async fn a_running_machine_s_volume_is_held_still_for_the_beginning_and_the_next
     let added = taken.added_size.unwrap();
     assert!(added >= taken.size && taken.size > 0, "{taken:?}");
     assert_goes_on(&fixture, &machine);
+    let begin = VolumeCall::BeginSnapshot { index: 0, id: id.to_string(), previous: None };
+    let frozen = fixture.host.volume_calls_while_frozen(machine.as_str());
+    assert_eq!(frozen, [begin.clone()], "nothing else is done while it is held still");
+    let ended = |is_taken| VolumeCall::EndSnapshot { index: 0, is_taken };
+    let (prepare, export) =
+        (VolumeCall::PrepareSnapshot { index: 0 }, VolumeCall::ExportSnapshot { index: 0 });
+    assert_eq!(
+        calls(&fixture, &machine),
+        [ended(false), prepare, begin, export, ended(true)],
+        "what an earlier try may have left is ended first"
+    );
     let first = fixture.exports.reads(&volume);
     assert!(first >= 64, "{first}");
     let shown = fixture.volume(&volume).await.unwrap();

@@ -10,11 +10,15 @@
 //! ```text
 //! since-A                 changed since snapshot A; recording
 //! prepare B open-B        added before the instant: it has no less than what changes after it
-//! begin B   since-A       stops recording after the instant, and is exported
+//! begin B                 the instant
+//! export B  since-A       stops recording, and is exported
 //! end       taken         since-B := open-B; open-B and since-A are removed, in one transaction
 //!           not taken     since-A records on, with open-B merged into it
 //! ```
 //! So a bitmap may have more than has changed, and never less.
+//!
+//! The guest is held still for one command, that of the instant. What comes before it and after it
+//! is done while the guest writes.
 
 use std::{
     io,
@@ -29,7 +33,7 @@ use super::{
     layout::{Bitmap, Names, Nodes, Part},
 };
 use crate::{
-    PointInTime, PreparedSnapshot, VmmError, VolumeExport,
+    PointInTime, VmmError, VolumeExport,
     qemu::{
         disks::{fleecing_set, over},
         launch::NBD_SOCKET,
@@ -44,14 +48,14 @@ const COPY_TIMEOUT: u64 = 10;
 const OPEN: &str = "open-";
 const SINCE: &str = "since-";
 
-/// Does what a snapshot needs and can be done before its instant, for its guest to be held still
-/// the shorter.
+/// Does what a snapshot needs and can be done before its instant. Names the bitmaps that are to
+/// record no more then.
 pub(in crate::qemu) fn prepare(
     qmp: &mut Qmp,
     directory: &Path,
     index: u8,
     point: &PointInTime,
-) -> Result<PreparedSnapshot, VmmError> {
+) -> Result<Vec<String>, VmmError> {
     let names = Names::of(index);
     let nodes = Nodes::query(qmp).map_err(names.failed("snapshot"))?;
     nodes.size(&names)?;
@@ -65,21 +69,28 @@ pub(in crate::qemu) fn prepare(
     }
     let prepared = try_prepare(qmp, directory, &names, point);
     ended_unless(prepared, qmp, directory, &names)?;
-    let PointInTime { id, previous, .. } = point;
-    let bitmaps = bitmaps.into_iter().map(|bitmap| bitmap.name).collect();
-    Ok(PreparedSnapshot { id: id.clone(), previous: previous.clone(), bitmaps })
+    Ok(bitmaps.into_iter().map(|bitmap| bitmap.name).collect())
 }
 
-/// Has a volume be readable as it is now.
-pub(in crate::qemu) fn begin(
+/// The instant: from here on what the guest overwrites is copied first.
+pub(in crate::qemu) fn begin(qmp: &mut Qmp, directory: &Path, index: u8) -> Result<(), VmmError> {
+    let names = Names::of(index);
+    let begun = try_begin(qmp, &names);
+    ended_unless(begun, qmp, directory, &names)
+}
+
+/// Has a volume be readable as it was at the instant, with what has changed since the previous
+/// snapshot where one of the bitmaps is of that.
+pub(in crate::qemu) fn export(
     qmp: &mut Qmp,
     directory: &Path,
     index: u8,
-    prepared: &PreparedSnapshot,
+    previous: Option<&str>,
+    bitmaps: &[String],
 ) -> Result<VolumeExport, VmmError> {
     let names = Names::of(index);
-    let begun = try_begin(qmp, directory, &names, prepared);
-    ended_unless(begun, qmp, directory, &names)
+    let exported = try_export(qmp, directory, &names, previous, bitmaps);
+    ended_unless(exported, qmp, directory, &names)
 }
 
 /// Leaves nothing of a snapshot that failed.
@@ -121,23 +132,27 @@ fn try_prepare(
     qmp.execute("block-dirty-bitmap-add", open).map(drop)
 }
 
-fn try_begin(
+fn try_begin(qmp: &mut Qmp, names: &Names) -> io::Result<()> {
+    let filter = names.part(Part::Filter);
+    let options = json!({ "options": [over(names.role(), json!(filter))] });
+    qmp.execute("blockdev-reopen", options).map(drop)
+}
+
+fn try_export(
     qmp: &mut Qmp,
     directory: &Path,
     names: &Names,
-    prepared: &PreparedSnapshot,
+    previous: Option<&str>,
+    bitmaps: &[String],
 ) -> io::Result<VolumeExport> {
-    let PreparedSnapshot { previous, bitmaps, .. } = prepared;
     let node = names.part(Part::Machine);
     let (filter, snapshot) = (names.part(Part::Filter), names.part(Part::Snapshot));
-    // The instant.
-    qmp.execute("blockdev-reopen", json!({ "options": [over(names.role(), json!(filter))] }))?;
     let frozen = bitmaps.iter().map(|bitmap| change("disable", &node, bitmap));
     transaction(qmp, frozen.collect())?;
     let access =
         json!({ "driver": "snapshot-access", "node-name": snapshot, "file": filter.as_str() });
     qmp.execute("blockdev-add", access)?;
-    let previous = previous.as_ref().map(|id| format!("{SINCE}{id}"));
+    let previous = previous.map(|id| format!("{SINCE}{id}"));
     let changed = previous.filter(|name| bitmaps.contains(name));
     let exported: Vec<_> =
         changed.iter().map(|name| json!({ "node": node, "name": name })).collect();
@@ -278,6 +293,7 @@ fn transaction(qmp: &mut Qmp, actions: Vec<Value>) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::qemu::qmp;
 
     fn bitmap(name: &str, is_recording: bool) -> Bitmap {
         Bitmap { name: name.to_owned(), is_recording }
@@ -313,6 +329,25 @@ mod tests {
             ["add since-b", "merge since-b", "remove open-b"]
         );
         assert!(ended("n", &[bitmap("since-a", true)], true).is_empty(), "none is open");
+    }
+
+    #[test]
+    fn the_instant_is_one_command_and_nothing_has_to_be_looked_up_for_it() {
+        let (directory, played) = qmp::play(&[qmp::OK]);
+        let mut line = Qmp::connect(directory.path(), "qmp.sock").unwrap();
+        begin(&mut line, directory.path(), 1).unwrap();
+        drop(line);
+        let heard = played.join().unwrap();
+        let commands: Vec<Value> =
+            heard.iter().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let names: Vec<_> = commands.iter().map(|command| command["execute"].clone()).collect();
+        // The first is the connection's, which is there before the guest is held still.
+        assert_eq!(names, ["qmp_capabilities", "blockdev-reopen"]);
+        let options = &commands[1]["arguments"]["options"][0];
+        assert_eq!(
+            (&options["node-name"], &options["file"]),
+            (&json!("volume1"), &json!("filter-volume1"))
+        );
     }
 
     #[test]

@@ -1,5 +1,9 @@
 //! A snapshot of a volume whose machine runs: its guest holds the file system still for the moment
 //! in which the VM begins to keep what it overwrites, and goes on.
+//!
+//! ```text
+//! fleecing image ▸ prepare ▸ frozen ▸ begin, the instant ▸ thawed ▸ export ▸ read, stored ▸ end
+//! ```
 
 use std::{sync::Arc, time::Duration};
 
@@ -68,17 +72,22 @@ async fn take_of(job: &Job<'_>, attached: &Attachment, vm: &dyn Vm) -> Result<Ta
     let begun = held_still(&session, async {
         let created_at = shared.clock.unix_now();
         shared.reach("frozen").await;
-        let export = vm.begin_snapshot(index, prepared).await?;
-        Ok::<_, VmmError>((export, created_at))
+        let begun = vm.begin_snapshot(index, prepared).await?;
+        Ok::<_, VmmError>((begun, created_at))
     });
-    let ((export, created_at), still) = match begun.await {
-        Ok(begun) => begun,
+    let exported = async {
+        let ((begun, created_at), still) = begun.await?;
+        shared.reach("begun").await;
+        let export = vm.export_snapshot(index, begun).await.map_err(|error| error.to_string())?;
+        Ok((export, created_at, still))
+    };
+    let (export, created_at, still) = match exported.await {
+        Ok(exported) => exported,
         Err(reason) => {
             end(vm, index).await;
             return Err(Unable::Later(reason));
         }
     };
-    shared.reach("begun").await;
     let VolumeExport { socket, name, changed } = export;
     let exports = &shared.volumes.snapshots.exports;
     let taken = async {
