@@ -202,12 +202,13 @@ async fn arrived_at_both(machine: &Machine, computer: &Computer) -> Result<[[u64
     Ok([arrived(machine).await?, computer])
 }
 
-/// Sends datagrams to a port where nobody listens, under an address that becomes the computer's.
+/// Sends datagrams to a port where nobody listens, under an address that is the computer's as long.
 fn send(computer: &Computer, source: &str, to: &str, count: u32) -> Result<()> {
     let script = format!(
         "ip -6 address replace {source}/128 dev thief nodad
          ip -6 route replace {to}/128 dev thief src {source}
-         for _ in $(seq {count}); do echo x >/dev/udp/{to}/9 || true; done"
+         for _ in $(seq {count}); do echo x >/dev/udp/{to}/9 || true; done
+         ip -6 address del {source}/128 dev thief"
     );
     computer.run(&["bash", "-c", &script]).map(drop)
 }
