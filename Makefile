@@ -87,7 +87,7 @@ demo: kernel
 
 # One build of both, so that they share the features of what they depend on, and nothing is built twice.
 bench: kernel
-	@scripts/setup.sh podman crun catatonit nginx
+	@scripts/setup.sh podman crun catatonit nginx iperf3
 	cargo build --release --bin caddis --bin bench
 	@target/release/bench $(if $(QUICK),--quick) $(if $(KEEP),--keep)
 

@@ -45,3 +45,4 @@ mod templates;
 mod terminal;
 mod traffic;
 mod volumes;
+mod wireguard;

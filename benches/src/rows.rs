@@ -3,6 +3,7 @@
 
 mod create;
 mod crowd;
+mod dns;
 mod engine;
 mod exec;
 mod exit;
@@ -20,6 +21,7 @@ mod stop;
 mod suspend;
 mod volume;
 mod wake;
+mod wireguard;
 
 use anyhow::Result;
 use clap::ValueEnum;
@@ -65,6 +67,11 @@ pub enum Row {
     Volume,
     /// Snapshots, forks and restores of a volume, with reflinks and without.
     Snapshot,
+    /// Answers of the machines' name server, beside a plain echo.
+    Dns,
+    /// TCP through the server's WireGuard, beside wireguard-go.
+    #[value(name = "wireguard")]
+    WireGuard,
     /// QEMU and the kernel alone.
     Kernel,
 }
@@ -99,6 +106,8 @@ impl Row {
             Self::Recovery => recovery::measure(bench).await,
             Self::Volume => volume::measure(bench).await,
             Self::Snapshot => snapshot::measure(bench).await,
+            Self::Dns => dns::measure(bench).await,
+            Self::WireGuard => wireguard::measure(bench).await,
             Self::Kernel => kernel::measure(bench).await,
         }
     }

@@ -2,6 +2,8 @@
 //! forwards other queries to the host's name servers ([`upstream`]). Remembers nothing, so that
 //! what the host's resolver answers now is what VMs get now.
 
+#[cfg(test)]
+mod fuzz;
 mod internal;
 #[cfg(test)]
 mod tests;

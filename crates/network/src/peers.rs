@@ -5,10 +5,10 @@
 //! Peers have their addresses in the first /80 of each network, and the network's `::3` for the
 //! name server, which the filter leads to [`crate::DNS`].
 
-use std::{collections::BTreeSet, io, net::Ipv6Addr, os::fd::OwnedFd};
+use std::{collections::BTreeSet, io, net::Ipv6Addr};
 
 use ipnet::Ipv6Net;
-use rtnetlink::{LinkUnspec, RouteMessageBuilder};
+use rtnetlink::{LinkUnspec, RouteMessageBuilder, packet_route::link::LinkAttribute};
 
 use crate::{MTU, Network, NetworkError, links::errno, network::blocking};
 
@@ -20,15 +20,16 @@ pub(crate) const DNS_MASK: Ipv6Addr =
 
 impl Network {
     /// Makes the device of peers with `create`, which is called with its name in the namespace of
-    /// machines, and routes the peers of these networks to it. It is gone, with its routes, once
-    /// what was made is closed.
+    /// machines. It is gone, with its routes, once what was made is closed. What the kernel hands
+    /// over there as one is at most so many packets.
     ///
     /// # Errors
     /// When the host refuses.
-    pub async fn attach_peers(
+    pub async fn attach_peers<D: Send + 'static>(
         &self,
-        create: impl FnOnce(&str) -> io::Result<OwnedFd> + Send + 'static,
-    ) -> Result<OwnedFd, NetworkError> {
+        most_segments: u32,
+        create: impl FnOnce(&str) -> io::Result<D> + Send + 'static,
+    ) -> Result<D, NetworkError> {
         let attempted = || format!("create the device {DEVICE} of WireGuard peers");
         let namespace = self.namespace.clone();
         let made = blocking(move || {
@@ -37,7 +38,9 @@ impl Network {
         });
         let device = made.await?;
         let index = self.peer_device().await?;
-        let up = LinkUnspec::new_with_index(index).mtu(MTU).up().build();
+        let limit = LinkAttribute::GsoMaxSegs(most_segments);
+        let up = LinkUnspec::new_with_index(index).mtu(MTU).append_extra_attribute(limit).up();
+        let up = up.build();
         let raised = self.inner().handle().link().set(up).execute().await;
         raised.map_err(NetworkError::netlink(format!("bring up {DEVICE}")))?;
         Ok(device)

@@ -17,10 +17,12 @@ use crate::{command::run_command, target_directory};
 mod busybox;
 mod debian;
 mod layout;
+mod package;
 
 pub use busybox::{Entry, bare, busybox, busybox_among, busybox_with, web};
 pub use debian::{debian, kernel_user, postgres, services, systemd};
 pub use layout::{Config, Layer, write_layout};
+pub use package::openresolv;
 
 /// Makes an archive or another layout out of a layout, e.g.
 /// `docker-archive:/tmp/image.tar:name:tag`.

@@ -16,6 +16,7 @@ mod api;
 #[cfg(feature = "fake")]
 pub mod cluster;
 mod command;
+mod computer;
 mod dns;
 #[cfg(feature = "fake")]
 pub mod fake;
@@ -31,6 +32,7 @@ mod terminal;
 
 pub use api::{Api, Reply};
 pub use command::{Output, run};
+pub use computer::Computer;
 pub use host::Host;
 pub use machine::{Exec, Machine};
 pub use outside::{Datagram, Outside};

@@ -1,91 +1,139 @@
-//! What the server moves packets with: a TUN device and a UDP socket.
-#![expect(unsafe_code, reason = "the ioctl that makes a TUN device, and an option of sockets")]
+//! The TUN device, over which packets of machines come and go. The kernel leaves TCP in packets of
+//! up to 64 KiB there, which are cut here, and takes it so, put together here.
 
 use std::{
-    fs::OpenOptions,
-    io,
-    net::{SocketAddr, UdpSocket},
-    os::{
-        fd::{AsRawFd as _, OwnedFd},
-        unix::fs::OpenOptionsExt as _,
-    },
+    fmt, io,
+    os::fd::{AsFd, BorrowedFd},
 };
 
-use socket2::{Domain, Socket, Type};
+use tun_rs::{DeviceBuilder, GROTable, SyncDevice, VIRTIO_NET_HDR_LEN};
 
-use crate::WireGuardError;
+use crate::{
+    WireGuardError,
+    tunnel::{Buffer, Pool},
+};
 
-nix::ioctl_write_ptr_bad!(tun_set_iff, libc::TUNSETIFF, libc::ifreq);
+/// Packets that one read may become. What would be more is cut by the kernel, see
+/// [`Device::MOST_SEGMENTS`].
+const SEGMENTS: usize = 128;
+/// Packets that are put together at most.
+const FRAMES: usize = 128;
+/// Largest packet that the kernel hands over, bytes.
+const LARGEST: usize = 65_535;
 
-/// Room for datagrams that were not read or not sent yet, bytes, as far as the host grants it.
-const ROOM: usize = 4 << 20;
+/// A TUN device that does not block. It is gone when it is dropped.
+pub struct Device(SyncDevice);
 
 /// Makes a TUN device of this name, at most 15 bytes long, in the calling thread's network
-/// namespace. It is gone when it is closed.
+/// namespace. It has no addresses, and is down.
 ///
 /// # Errors
 /// When there is one already, or the host refuses.
-pub fn create_device(name: &str) -> Result<OwnedFd, WireGuardError> {
-    create(name).map_err(WireGuardError::io(format!("create the TUN device {name}")))
+pub fn create_device(name: &str) -> Result<Device, WireGuardError> {
+    let made = DeviceBuilder::new().name(name).offload(true).enable(false).build_sync();
+    let made = made.and_then(|device| device.set_nonblocking(true).map(|()| Device(device)));
+    made.map_err(WireGuardError::io(format!("create the TUN device {name}")))
 }
 
-fn create(name: &str) -> io::Result<OwnedFd> {
-    let device = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .custom_flags(libc::O_NONBLOCK)
-        .open("/dev/net/tun")?;
-    // SAFETY: all zeroes is a valid ifreq.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    if name.len() >= request.ifr_name.len() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "the name is too long"));
-    }
-    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
-        *to = from.cast_signed();
-    }
-    // All below 2^15 but IFF_TUN_EXCL, which is the top bit: the kernel reads the field as
-    // unsigned.
-    let flags = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_TUN_EXCL;
-    request.ifr_ifru.ifru_flags = flags as libc::c_short;
-    // SAFETY: the descriptor is open and the request a valid ifreq that outlives the call.
-    unsafe { tun_set_iff(device.as_raw_fd(), &raw const request) }?;
-    Ok(device.into())
+impl Device {
+    /// What the kernel is to be told of the device (`gso_max_segs`): of how many packets one may
+    /// consist that it hands over.
+    pub const MOST_SEGMENTS: u32 = SEGMENTS as u32;
 }
 
-/// Opens the socket that peers send to, in the calling thread's network namespace. The unspecified
-/// IPv6 address takes IPv4, too.
-///
-/// # Errors
-/// When the address is in use or not the host's.
-pub fn open_socket(address: SocketAddr) -> Result<UdpSocket, WireGuardError> {
-    open(address).map_err(WireGuardError::io(format!("listen for WireGuard on UDP {address}")))
+impl AsFd for Device {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
 }
 
-fn open(address: SocketAddr) -> io::Result<UdpSocket> {
-    let socket = Socket::new(Domain::for_address(address), Type::DGRAM, None)?;
-    if address.is_ipv6() {
-        socket.set_only_v6(!address.ip().is_unspecified())?;
+impl fmt::Debug for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Device").field(&self.0.as_fd()).finish()
     }
-    // Where it is not granted more is lost in bursts.
-    let _ = socket.set_recv_buffer_size(ROOM);
-    let _ = socket.set_send_buffer_size(ROOM);
-    // Datagrams over IPv4 may be fragmented on their way, as those of the kernel's WireGuard: a
-    // path whose errors are filtered would lose the large ones.
-    let never = libc::IP_PMTUDISC_DONT;
-    // SAFETY: the descriptor is open, and the value an int that outlives the call.
-    let outcome = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::IPPROTO_IP,
-            libc::IP_MTU_DISCOVER,
-            (&raw const never).cast(),
-            size_of_val(&never) as libc::socklen_t,
-        )
-    };
-    if outcome != 0 {
-        return Err(io::Error::last_os_error());
+}
+
+/// What packets are read with.
+pub(crate) struct Reader {
+    pool: Pool,
+    whole: Vec<u8>,
+    segments: Vec<Segment>,
+    sizes: Vec<usize>,
+}
+
+/// One packet of what was read.
+struct Segment(Buffer);
+
+impl AsRef<[u8]> for Segment {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
     }
-    socket.bind(&address.into())?;
-    socket.set_nonblocking(true)?;
-    Ok(socket.into())
+}
+
+impl AsMut<[u8]> for Segment {
+    fn as_mut(&mut self) -> &mut [u8] {
+        &mut self.0
+    }
+}
+
+impl Reader {
+    pub(crate) fn new() -> Self {
+        let pool = Pool::new(SEGMENTS);
+        let segments = (0..SEGMENTS).map(|_| Segment(pool.get())).collect();
+        let (whole, sizes) = (vec![0; VIRTIO_NET_HDR_LEN + LARGEST], vec![0; SEGMENTS]);
+        Self { pool, whole, segments, sizes }
+    }
+
+    /// Reads what the kernel has, as packets of the size that the sender meant. None when there is
+    /// nothing.
+    pub(crate) fn read(
+        &mut self,
+        device: &Device,
+    ) -> io::Result<Option<impl Iterator<Item = Buffer>>> {
+        let Self { pool, whole, segments, sizes } = self;
+        let count = match device.0.recv_multiple(whole, segments, sizes, 0) {
+            Ok(count) => count,
+            Err(error) => match error.raw_os_error() {
+                // The device is down.
+                Some(libc::EAGAIN | libc::EIO) => return Ok(None),
+                Some(_) => return Err(error),
+                // Not from the kernel: what was read is no packet that can be cut.
+                None => 0,
+            },
+        };
+        Ok(Some(segments.iter_mut().zip(sizes).take(count).map(|(segment, size)| {
+            let mut packet = std::mem::replace(&mut segment.0, pool.get());
+            packet.truncate(*size);
+            packet
+        })))
+    }
+}
+
+/// What packets are written with.
+pub(crate) struct Writer {
+    table: GROTable,
+    frames: Vec<Vec<u8>>,
+}
+
+impl Writer {
+    pub(crate) fn new() -> Self {
+        Self { table: GROTable::new(), frames: Vec::new() }
+    }
+
+    /// Writes packets, those of a connection put together. What the kernel does not take is lost.
+    pub(crate) fn write(&mut self, device: &Device, packets: &mut Vec<Buffer>) {
+        for some in packets.chunks(FRAMES) {
+            if self.frames.len() < some.len() {
+                self.frames.resize_with(some.len(), Vec::new);
+            }
+            for (frame, packet) in self.frames.iter_mut().zip(some) {
+                frame.clear();
+                frame.resize(VIRTIO_NET_HDR_LEN, 0);
+                frame.extend_from_slice(packet);
+            }
+            let frames = self.frames.get_mut(..some.len()).unwrap_or_default();
+            let _ = device.0.send_multiple(&mut self.table, frames, VIRTIO_NET_HDR_LEN);
+        }
+        packets.clear();
+    }
 }

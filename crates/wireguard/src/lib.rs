@@ -6,8 +6,10 @@
 //!  UDP ◀───────────── Peers: who has this destination?        ◀── outward ◀── TUN device
 //! ```
 //! [`Peers`] does no I/O and reads no clock of its own: it takes datagrams and packets and says
-//! what is to be sent. [`Server`] moves them, with two threads. A peer that is only configured
-//! costs a record: what the protocol needs is made when its first handshake comes.
+//! what is to be sent. [`Server`] moves them, with two threads, many at once: the kernel hands over
+//! TCP in large packets and takes it so, and datagrams of one size in one call (segmentation
+//! offload). A peer that is only configured costs a record: what the protocol needs is made when
+//! its first handshake comes.
 //!
 //! What passes does not depend on a packet filter: from a peer only what has its address as source
 //! and an address of its network as destination, and to a peer only what comes from its network.
@@ -18,11 +20,13 @@ mod key;
 mod packet;
 mod peers;
 mod server;
+mod socket;
 mod tunnel;
 
-pub use device::{create_device, open_socket};
+pub use device::{Device, create_device};
 pub use error::WireGuardError;
 pub use key::{InvalidKey, PrivateKey, PublicKey};
 pub use packet::name_server;
 pub use peers::{Peer, PeerStatus, Peers};
 pub use server::Server;
+pub use socket::{Socket, open_socket};

@@ -14,6 +14,7 @@ use parking_lot::{Mutex, MutexGuard, RwLock};
 use crate::{
     PrivateKey, PublicKey, WireGuardError,
     packet::{self, Unreachable},
+    socket::Endpoint,
     tunnel::{Buffer, Message, Opened, Protocol, Received, Sealed, Tick, Tunnel},
 };
 
@@ -47,7 +48,7 @@ pub struct PeerStatus {
 #[derive(Default)]
 pub(crate) struct Effects {
     /// Datagrams to the outside.
-    pub(crate) datagrams: Vec<(Buffer, SocketAddr)>,
+    pub(crate) datagrams: Vec<(Buffer, Endpoint)>,
     /// Packets to machines.
     pub(crate) packets: Vec<Buffer>,
 }
@@ -83,6 +84,9 @@ struct State {
     is_active: bool,
     /// It is no peer any more.
     is_removed: bool,
+    /// Where it was last heard.
+    endpoint: Option<Endpoint>,
+    /// But for its endpoint.
     status: PeerStatus,
 }
 
@@ -145,7 +149,9 @@ impl Peers {
     /// How a peer is; none where it is no peer.
     pub fn status(&self, key: &PublicKey) -> Option<PeerStatus> {
         let entry = self.table.read().by_key.get(key)?.clone();
-        Some(entry.state.lock().status.clone())
+        let state = entry.state.lock();
+        let endpoint = state.endpoint.map(|endpoint| endpoint.remote);
+        Some(PeerStatus { endpoint, ..state.status.clone() })
     }
 
     /// Whether the clock matters.
@@ -154,13 +160,8 @@ impl Peers {
     }
 
     /// A datagram has come.
-    pub(crate) fn take_datagram(
-        &self,
-        datagram: Buffer,
-        source: SocketAddr,
-        effects: &mut Effects,
-    ) {
-        let (entry, message) = match self.protocol.open(datagram, source) {
+    pub(crate) fn take_datagram(&self, datagram: Buffer, source: Endpoint, effects: &mut Effects) {
+        let (entry, message) = match self.protocol.open(datagram, source.remote) {
             Opened::Nothing => return,
             Opened::Answer(answer) => return effects.datagrams.push((answer, source)),
             Opened::From(key, message) => (self.table.read().by_key.get(&key).cloned(), message),
@@ -178,10 +179,10 @@ impl Peers {
         entry: &Arc<Entry>,
         state: &mut MutexGuard<'_, State>,
         message: Message,
-        source: SocketAddr,
+        source: Endpoint,
         effects: &mut Effects,
     ) {
-        let State { tunnel, is_active, status, .. } = &mut **state;
+        let State { tunnel, is_active, endpoint, status, .. } = &mut **state;
         let is_new = tunnel.is_none();
         let tunnel = tunnel.get_or_insert_with(|| self.protocol.tunnel(&entry.peer.key));
         if !*is_active {
@@ -202,14 +203,14 @@ impl Peers {
             }
             Received::Confirmed(answer) => {
                 status.last_handshake = Some(SystemTime::now());
-                status.endpoint = Some(source);
+                *endpoint = Some(source);
                 self.push(entry, answer, source, effects);
                 for sealed in tunnel.waiting() {
                     self.push(entry, sealed, source, effects);
                 }
             }
             Received::Packet(packet) => {
-                status.endpoint = Some(source);
+                *endpoint = Some(source);
                 for sealed in tunnel.waiting() {
                     self.push(entry, sealed, source, effects);
                 }
@@ -237,8 +238,8 @@ impl Peers {
             return;
         }
         let mut state = entry.state.lock();
-        let State { tunnel, is_active, status, .. } = &mut *state;
-        let (Some(tunnel), Some(endpoint)) = (tunnel, status.endpoint) else {
+        let State { tunnel, is_active, endpoint, status, .. } = &mut *state;
+        let (Some(tunnel), Some(endpoint)) = (tunnel, *endpoint) else {
             return undeliverable(&packet, Unreachable::Address, effects);
         };
         if !*is_active {
@@ -256,7 +257,7 @@ impl Peers {
         let active: Vec<_> = self.active.lock().values().cloned().collect();
         for entry in active {
             let mut state = entry.state.lock();
-            let endpoint = state.status.endpoint;
+            let endpoint = state.endpoint;
             match state.tunnel.as_mut().map(Tunnel::tick) {
                 Some(Tick::Nothing) => {}
                 Some(Tick::Send(sealed)) => {
@@ -280,7 +281,7 @@ impl Peers {
         }
     }
 
-    fn push(&self, entry: &Arc<Entry>, sealed: Sealed, to: SocketAddr, effects: &mut Effects) {
+    fn push(&self, entry: &Arc<Entry>, sealed: Sealed, to: Endpoint, effects: &mut Effects) {
         if let Some(number) = sealed.session {
             self.sessions.write().insert(number, entry.clone());
         }
@@ -331,5 +332,7 @@ impl fmt::Debug for Peers {
     }
 }
 
+#[cfg(test)]
+mod fuzz;
 #[cfg(test)]
 mod tests;

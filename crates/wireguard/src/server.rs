@@ -2,10 +2,8 @@
 //! until something comes; the clock is looked at only while a peer has a session.
 
 use std::{
-    fs::File,
-    io::{self, Read as _, Write as _},
-    net::UdpSocket,
-    os::fd::{AsFd as _, OwnedFd},
+    io,
+    os::fd::AsFd as _,
     sync::Arc,
     thread::{self, JoinHandle},
     time::{Duration, Instant},
@@ -18,15 +16,18 @@ use nix::{
 use tracing::error;
 
 use crate::{
-    Peers, WireGuardError,
+    Device, Peers, Socket, WireGuardError,
+    device::{Reader, Writer},
     peers::Effects,
-    tunnel::{Buffer, Pool},
+    socket::Receiver,
 };
 
 /// How often peers with sessions are looked at, milliseconds. What is due is due in seconds.
 const TICK: u16 = 250;
-/// Packets that are moved before the clock and the end are looked at again.
+/// Packets after which those that are read are sent.
 const BATCH: usize = 64;
+/// Times that something is read before the clock and the end are looked at again.
+const ROUNDS: usize = 16;
 
 /// Moves what goes one way, until the end.
 type Direction = fn(&Shared) -> io::Result<()>;
@@ -41,22 +42,22 @@ pub struct Server {
 #[derive(Debug)]
 struct Shared {
     peers: Arc<Peers>,
-    socket: UdpSocket,
-    device: File,
+    socket: Socket,
+    device: Device,
     /// The clock may matter now.
     woken: EventFd,
     end: EventFd,
 }
 
 impl Server {
-    /// Begins. The device is a TUN device without packet information that does not block.
+    /// Begins.
     ///
     /// # Errors
     /// When the host refuses a thread or a descriptor.
     pub fn start(
         peers: Arc<Peers>,
-        socket: UdpSocket,
-        device: OwnedFd,
+        socket: Socket,
+        device: Device,
     ) -> Result<Self, WireGuardError> {
         let failed = || WireGuardError::io("start WireGuard");
         let event = || EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC);
@@ -64,7 +65,7 @@ impl Server {
             event().map_err(|error| failed()(error.into()))?,
             event().map_err(|error| failed()(error.into()))?,
         );
-        let shared = Arc::new(Shared { peers, socket, device: device.into(), woken, end });
+        let shared = Arc::new(Shared { peers, socket, device, woken, end });
         let mut server = Self { shared: shared.clone(), threads: Vec::new() };
         let directions: [(&str, Direction); 2] =
             [("wireguard-in", Shared::inward), ("wireguard-out", Shared::outward)];
@@ -101,7 +102,8 @@ impl Drop for Server {
 impl Shared {
     /// From peers to machines, and what the clock brings.
     fn inward(&self) -> io::Result<()> {
-        let (pool, mut effects) = (Pool::new(BATCH), Effects::default());
+        let (mut receiver, mut writer) = (Receiver::new(), Writer::new());
+        let mut effects = Effects::default();
         let mut ticked = Instant::now();
         loop {
             let sources = [self.end.as_fd(), self.woken.as_fd(), self.socket.as_fd()];
@@ -113,50 +115,41 @@ impl Shared {
             if ready[1] {
                 let _ = self.woken.read();
             }
-            for _ in 0..BATCH {
-                let mut datagram = pool.get();
-                let (length, source) = match self.socket.recv_from(&mut datagram) {
-                    Ok(received) => received,
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                    // An earlier datagram met a closed port, or the like.
-                    Err(_) => continue,
-                };
-                // One that fills the buffer was longer.
-                if length < datagram.len() {
-                    datagram.truncate(length);
+            for _ in 0..ROUNDS {
+                let Some(datagrams) = receiver.receive(&self.socket) else { break };
+                for (datagram, source) in datagrams {
                     self.peers.take_datagram(datagram, source, &mut effects);
-                    self.carry_out(&mut effects);
                 }
+                self.carry_out(&mut effects, &mut writer);
             }
             if ticked.elapsed() >= Duration::from_millis(TICK.into()) {
                 ticked = Instant::now();
                 self.peers.tick(&mut effects);
-                self.carry_out(&mut effects);
+                self.carry_out(&mut effects, &mut writer);
             }
         }
     }
 
     /// From machines to peers.
     fn outward(&self) -> io::Result<()> {
-        let (pool, mut effects) = (Pool::new(BATCH), Effects::default());
+        let (mut reader, mut writer) = (Reader::new(), Writer::new());
+        let mut effects = Effects::default();
         loop {
             let ready = wait([self.end.as_fd(), self.device.as_fd()], PollTimeout::NONE)?;
             if ready[0] {
                 return Ok(());
             }
             let were_active = self.peers.are_active();
-            for _ in 0..BATCH {
-                let mut packet = pool.get();
-                let length = match (&self.device).read(&mut packet) {
-                    Ok(length) => length,
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                    Err(error) if error.raw_os_error() == Some(libc::EIO) => break,
-                    Err(error) => return Err(error),
-                };
-                packet.truncate(length);
-                self.peers.take_packet(packet, &mut effects);
-                self.carry_out(&mut effects);
+            for _ in 0..ROUNDS {
+                let Some(packets) = reader.read(&self.device)? else { break };
+                for packet in packets {
+                    self.peers.take_packet(packet, &mut effects);
+                }
+                if effects.datagrams.len() >= BATCH {
+                    self.carry_out(&mut effects, &mut writer);
+                }
             }
+            self.carry_out(&mut effects, &mut writer);
             if !were_active && self.peers.are_active() {
                 // Full only when it is not read, and then it need not be told again.
                 let _ = self.woken.write(1);
@@ -164,15 +157,9 @@ impl Shared {
         }
     }
 
-    /// What can't be sent is lost, as on any way.
-    fn carry_out(&self, effects: &mut Effects) {
-        for (datagram, to) in effects.datagrams.drain(..) {
-            let _ = self.socket.send_to(&datagram, to);
-        }
-        for packet in effects.packets.drain(..) {
-            let packet: Buffer = packet;
-            let _ = (&self.device).write(&packet);
-        }
+    fn carry_out(&self, effects: &mut Effects, writer: &mut Writer) {
+        self.socket.send(&mut effects.datagrams);
+        writer.write(&self.device, &mut effects.packets);
     }
 }
 

@@ -8,22 +8,27 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "what fails fails its test")]
 
 use std::{
+    collections::BTreeSet,
     fs::{self, File},
     io::{Read as _, Write as _},
-    net::{TcpListener, TcpStream, UdpSocket},
-    os::fd::{AsFd as _, OwnedFd},
+    net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    os::fd::AsFd as _,
     path::PathBuf,
     process::{Child, Command, Stdio},
-    sync::{Arc, mpsc},
+    sync::{Arc, Mutex, mpsc},
     thread,
     time::{Duration, Instant},
 };
 
-use caddis_wireguard::{Peer, Peers, PrivateKey, PublicKey, Server, create_device, open_socket};
+use caddis_wireguard::{
+    Device, Peer, Peers, PrivateKey, PublicKey, Server, create_device, open_socket,
+};
 use nix::{
     mount::{MsFlags, mount},
     sched::{CloneFlags, setns, unshare},
 };
+use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
+use socket2::{Domain, Protocol, Type};
 
 const NETWORK: &str = "fdaa:1:2::/48";
 const MACHINE: &str = "fdaa:1:2:9::2";
@@ -96,9 +101,10 @@ struct Place {
 impl Place {
     fn new() -> Self {
         run("ip netns add inside");
-        let device: OwnedFd = within("inside", || create_device("peers").unwrap());
+        let device = within("inside", || create_device("peers").unwrap());
         run("ip -n inside link set lo up");
-        run("ip -n inside link set peers mtu 1420 up");
+        let segments = Device::MOST_SEGMENTS;
+        run(&format!("ip -n inside link set peers mtu 1420 gso_max_segs {segments} up"));
         run("ip -n inside addr add fdaa:1:2::3/128 dev peers");
         run("ip -n inside route add fdaa:1:2::/80 dev peers");
         for address in [MACHINE, OTHER] {
@@ -107,7 +113,7 @@ impl Place {
         run("ip netns exec inside sysctl -qw net.ipv6.conf.all.forwarding=1");
         let key = PrivateKey::random();
         let peers = Arc::new(Peers::new(&key));
-        let socket: UdpSocket = open_socket(([0, 0, 0, 0, 0, 0, 0, 0], PORT).into()).unwrap();
+        let socket = open_socket(([0, 0, 0, 0, 0, 0, 0, 0], PORT).into()).unwrap();
         let server = Some(Server::start(peers.clone(), socket, device).unwrap());
         Self { key, peers, server }
     }
@@ -369,6 +375,249 @@ fn packets_of_the_full_size_pass_and_larger_ones_meet_an_error_not_a_void() {
         ));
         assert!(large.contains("mtu=1300") || large.contains("mtu: 1300"), "{large}");
         one.run("ping -6 -c1 -W2 -s 1372 fdaa:1:2:7::2");
+    });
+}
+
+#[test]
+fn connections_of_small_segments_get_through() {
+    on_a_host(|| {
+        let (_place, computers) = place_with(1);
+        let [one] = &computers[..] else { panic!() };
+        // More of them fit into 64 KiB than one read of the device may become.
+        one.run("ip route replace fdaa::/16 dev wg1 advmss 200");
+        eventually(&format!("ip netns exec {} ping -6 -c1 -W1 {MACHINE}", one.name));
+        transfer(one);
+    });
+}
+
+#[test]
+fn a_host_of_several_addresses_answers_from_the_one_that_was_asked() {
+    on_a_host(|| {
+        let (place, computers) = place_with(1);
+        let [one] = &computers[..] else { panic!() };
+        for address in ["10.9.1.9/24", "fd00:9:1::9/64"] {
+            run(&format!("ip addr add {address} dev to1 nodad"));
+        }
+        for (host, rule) in
+            [("10.9.1.9", "ip saddr != 10.9.1.9"), ("[fd00:9:1::9]", "ip6 saddr != fd00:9:1::9")]
+        {
+            // As behind NAT, where what comes from elsewhere does not pass.
+            let filter = format!(
+                "table inet nat {{ chain in {{ type filter hook input priority 0; udp sport \
+                 {PORT} {rule} drop; }}; }}"
+            );
+            fs::write("/tmp/nat", filter).unwrap();
+            one.run("nft flush ruleset");
+            one.run("nft -f /tmp/nat");
+            one.configure(place.key.public(), &format!("{host}:{PORT}"));
+            assert!(one.reaches(MACHINE), "{host}");
+            transfer(one);
+            // When the address is gone, peers that find the host at another go on.
+            let address = host.trim_matches(['[', ']']);
+            let prefix = if address.contains(':') { 64 } else { 24 };
+            run(&format!("ip addr del {address}/{prefix} dev to1"));
+            one.run("nft flush ruleset");
+            let other = if address.contains(':') { "[fd00:9:1::1]" } else { "10.9.1.1" };
+            let own = one.peer.address;
+            run(&format!("ip netns exec inside ping -6 -c1 -W2 -I {MACHINE} {own}"));
+            one.configure(place.key.public(), &format!("{other}:{PORT}"));
+            assert!(one.reaches(MACHINE), "{other}");
+        }
+    });
+}
+
+/// Passes datagrams between a peer and the server, and keeps those of either.
+struct Relay {
+    /// Where the peer sends to.
+    port: u16,
+    /// Seen by the server as the peer's.
+    to_server: UdpSocket,
+    kept: Arc<Mutex<Vec<Vec<u8>>>>,
+}
+
+impl Relay {
+    fn start() -> Self {
+        let outside = UdpSocket::bind("10.9.1.1:0").unwrap();
+        let to_server = UdpSocket::bind("127.0.0.1:0").unwrap();
+        to_server.connect(("127.0.0.1", PORT)).unwrap();
+        let port = outside.local_addr().unwrap().port();
+        let kept = Arc::new(Mutex::new(Vec::new()));
+        let peer = Arc::new(Mutex::new(None));
+        // They end with the test's process.
+        let (from, to) = (outside.try_clone().unwrap(), to_server.try_clone().unwrap());
+        let (keep, seen) = (kept.clone(), peer.clone());
+        thread::spawn(move || {
+            let mut buffer = [0; 65_536];
+            while let Ok((length, source)) = from.recv_from(&mut buffer) {
+                *seen.lock().unwrap() = Some(source);
+                remember(&keep, &buffer[..length]);
+                let _ = to.send(&buffer[..length]);
+            }
+        });
+        let (from, keep) = (to_server.try_clone().unwrap(), kept.clone());
+        thread::spawn(move || {
+            let mut buffer = [0; 65_536];
+            while let Ok(length) = from.recv(&mut buffer) {
+                remember(&keep, &buffer[..length]);
+                if let Some(peer) = *peer.lock().unwrap() {
+                    let _ = outside.send_to(&buffer[..length], peer);
+                }
+            }
+        });
+        Self { port, to_server, kept }
+    }
+
+    fn kept(&self) -> Vec<Vec<u8>> {
+        self.kept.lock().unwrap().clone()
+    }
+}
+
+/// Keeps some datagrams of each kind.
+fn remember(kept: &Mutex<Vec<Vec<u8>>>, datagram: &[u8]) {
+    let mut kept = kept.lock().unwrap();
+    let kind = datagram.first();
+    if kept.iter().filter(|other| other.first() == kind).count() < 16 {
+        kept.push(datagram.to_vec());
+    }
+}
+
+/// Changes something: bits, bytes, the length, up to the largest datagram.
+fn damage(random: &mut StdRng, input: &[u8]) -> Vec<u8> {
+    let mut bytes = input.to_vec();
+    for _ in 0..random.random_range(1..4) {
+        let at = random.random_range(0..bytes.len().max(1));
+        match random.random_range(0..8) {
+            0..3 => bytes.iter_mut().skip(at).take(1).for_each(|byte| *byte ^= 1 << (at % 8)),
+            3 => bytes.iter_mut().skip(at).take(8).for_each(|byte| *byte = random.random()),
+            4 => bytes.truncate(at),
+            5 => bytes.iter_mut().take(1).for_each(|kind| *kind = random.random_range(0..7)),
+            6 => bytes.resize(bytes.len() + random.random_range(1..2000), 7),
+            _ => bytes.resize(random.random_range(0..=65_507), random.random()),
+        }
+    }
+    bytes
+}
+
+/// Rounds of something that is tried with random input, and their seed.
+fn rounds() -> (u32, StdRng) {
+    let seed = std::env::var("CADDIS_SEED").ok().and_then(|seed| seed.parse().ok());
+    let seed = seed.unwrap_or_else(rand::random);
+    println!("CADDIS_SEED={seed}");
+    let rounds = if std::env::var_os("CADDIS_SOAK").is_some() { 400 } else { 4 };
+    (rounds, StdRng::seed_from_u64(seed))
+}
+
+/// Memory of this process, MiB.
+fn memory() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() >> 10
+}
+
+#[test]
+fn a_peer_goes_on_and_memory_stays_while_damaged_datagrams_come_from_everywhere() {
+    on_a_host(|| {
+        let (place, computers) = place_with(1);
+        let [one] = &computers[..] else { panic!() };
+        let relay = Relay::start();
+        one.configure(place.key.public(), &format!("10.9.1.1:{}", relay.port));
+        assert!(one.reaches(MACHINE));
+        let kept = relay.kept();
+        let kinds: BTreeSet<_> = kept.iter().map(|datagram| datagram[0]).collect();
+        assert!([1, 2, 4].iter().all(|kind| kinds.contains(kind)), "{kinds:?}");
+        let stranger = UdpSocket::bind("127.0.0.1:0").unwrap();
+        stranger.connect(("127.0.0.1", PORT)).unwrap();
+        let (rounds, mut random) = rounds();
+        let mut first = None;
+        for round in 0..rounds {
+            for _ in 0..2000 {
+                let sound = &kept[random.random_range(0..kept.len())];
+                let bytes = match random.random_range(0..10) {
+                    0 => (0..random.random_range(0..2000)).map(|_| random.random()).collect(),
+                    1 => sound.clone(),
+                    _ => damage(&mut random, sound),
+                };
+                let from = if random.random() { &stranger } else { &relay.to_server };
+                // One that is too large is refused here.
+                let _ = from.send(&bytes);
+            }
+            eventually(&format!("ip netns exec {} ping -6 -c1 -W1 {MACHINE}", one.name));
+            let first = *first.get_or_insert_with(memory);
+            assert!(memory() < first + 64, "round {round}: {first} MiB, then {}", memory());
+        }
+        transfer(one);
+        let status = place.peers.status(&one.peer.key).unwrap();
+        assert_eq!(status.refused, 0, "nothing damaged was taken for its own");
+    });
+}
+
+/// A segment of TCP with a right checksum.
+fn segment(source: Ipv6Addr, sequence: u32, flags: u8, payload: &[u8]) -> Vec<u8> {
+    let destination: Ipv6Addr = MACHINE.parse().unwrap();
+    let mut tcp = vec![0x12, 0x34, 0, 80];
+    tcp.extend(sequence.to_be_bytes());
+    tcp.extend([0, 0, 0, 9, 0x50, flags, 1, 0, 0, 0, 0, 0]);
+    tcp.extend(payload);
+    let length = tcp.len() as u16;
+    let mut pseudo = [source.octets(), destination.octets()].concat();
+    pseudo.extend([0, 0]);
+    pseudo.extend(length.to_be_bytes());
+    pseudo.extend([0, 0, 0, 6]);
+    pseudo.extend(&tcp);
+    let mut sum: u32 = pseudo
+        .chunks(2)
+        .map(|pair| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0)))
+        .sum();
+    while sum > 0xffff {
+        sum = (sum >> 16) + (sum & 0xffff);
+    }
+    tcp[16..18].copy_from_slice(&(!(sum as u16)).to_be_bytes());
+    let mut packet = vec![0x60, 0, 0, 0];
+    packet.extend(length.to_be_bytes());
+    packet.extend([6, 64]);
+    packet.extend(source.octets());
+    packet.extend(destination.octets());
+    packet.extend(tcp);
+    packet
+}
+
+#[test]
+fn a_peer_goes_on_that_sends_packets_of_any_kind() {
+    on_a_host(|| {
+        let (place, computers) = place_with(1);
+        let [one] = &computers[..] else { panic!() };
+        assert!(one.reaches(MACHINE));
+        let raw = within(&one.name, || {
+            let raw = Type::RAW;
+            socket2::Socket::new(Domain::IPV6, raw, Some(Protocol::from(libc::IPPROTO_RAW)))
+        });
+        let raw = raw.unwrap();
+        let to: SocketAddr = format!("[{MACHINE}]:0").parse().unwrap();
+        let (rounds, mut random) = rounds();
+        for _ in 0..rounds {
+            for _ in 0..100 {
+                // A row of segments, as are put together, some of them damaged.
+                let (mut sequence, size) = (random.random(), random.random_range(1..1300));
+                for _ in 0..20 {
+                    let flags = [0x10, 0x18, 0x11, 0x02][random.random_range(0..4)];
+                    let payload = vec![random.random(); size];
+                    let mut packet = segment(one.peer.address, sequence, flags, &payload);
+                    sequence = sequence.wrapping_add(size as u32);
+                    if random.random_range(0..3) == 0 {
+                        let damaged = damage(&mut random, &packet[40..]);
+                        packet.truncate(40);
+                        packet.extend(&damaged[..damaged.len().min(1380)]);
+                        packet[6] = [6, 6, 17, 58, 0, 44][random.random_range(0..6)];
+                        let length = (packet.len() - 40) as u16;
+                        packet[4..6].copy_from_slice(&length.to_be_bytes());
+                    }
+                    let _ = raw.send_to(&packet, &to.into());
+                }
+            }
+            eventually(&format!("ip netns exec {} ping -6 -c1 -W1 {MACHINE}", one.name));
+        }
+        transfer(one);
+        assert!(place.peers.status(&one.peer.key).unwrap().received > 1_000_000);
     });
 }
 

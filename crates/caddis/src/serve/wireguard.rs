@@ -3,7 +3,6 @@
 use std::{
     collections::BTreeSet,
     io,
-    net::UdpSocket,
     sync::Arc,
     time::{Duration, UNIX_EPOCH},
 };
@@ -14,7 +13,7 @@ use caddis_catalog::{Catalog, PeerRecord};
 use caddis_gateway::{WireGuardInfo, WireGuardStatus};
 use caddis_network::Network;
 use caddis_wireguard::{
-    Peer, Peers, PrivateKey, Server, WireGuardError, create_device, open_socket,
+    Device, Peer, Peers, PrivateKey, Server, Socket, WireGuardError, create_device, open_socket,
 };
 use tokio::{task::JoinHandle, time::Instant};
 use tracing::{info, warn};
@@ -49,7 +48,7 @@ impl WireGuard {
         let peers = Arc::new(Peers::new(key));
         let socket = listen(settings).await?;
         let create = |name: &str| create_device(name).map_err(io::Error::other);
-        let device = network.attach_peers(create).await?;
+        let device = network.attach_peers(Device::MOST_SEGMENTS, create).await?;
         let server = Server::start(peers.clone(), socket, device)?;
         let info = Arc::new(Info { peers: peers.clone(), endpoint: settings.endpoint.clone() });
         info!(
@@ -73,7 +72,7 @@ impl Drop for WireGuard {
 }
 
 /// A server that was just killed may still have the port.
-async fn listen(settings: &WireGuardSettings) -> Result<UdpSocket> {
+async fn listen(settings: &WireGuardSettings) -> Result<Socket> {
     let begun = Instant::now();
     loop {
         match open_socket(settings.listen) {

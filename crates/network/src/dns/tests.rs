@@ -37,7 +37,7 @@ fn addresses(count: u16) -> Vec<Ipv6Addr> {
     (1..=count).map(|number| Ipv6Addr::new(0xfdaa, 1, 2, 0, 0, 0, number, 2)).collect()
 }
 
-fn server() -> Arc<Server> {
+pub(super) fn server() -> Arc<Server> {
     let names = HashMap::from([
         ("web", Found::Addresses(addresses(2))),
         ("many", Found::Addresses(addresses(3000))),
@@ -52,7 +52,7 @@ fn server() -> Arc<Server> {
     Arc::new(Server::new(Some(Arc::new(Given(names))), upstreams))
 }
 
-fn query(name: &str, kind: RecordType) -> Message {
+pub(super) fn query(name: &str, kind: RecordType) -> Message {
     let mut message = Message::new(77, MessageType::Query, OpCode::Query);
     message.metadata.recursion_desired = true;
     message.add_query(Query::query(Name::from_ascii(name).unwrap(), kind));
@@ -60,7 +60,7 @@ fn query(name: &str, kind: RecordType) -> Message {
 }
 
 /// A query with EDNS.
-fn extended(name: &str, kind: RecordType, payload: u16, version: u8) -> Message {
+pub(super) fn extended(name: &str, kind: RecordType, payload: u16, version: u8) -> Message {
     let (mut message, mut edns) = (query(name, kind), Edns::new());
     edns.set_max_payload(payload).set_version(version);
     message.set_edns(edns);
@@ -88,7 +88,7 @@ async fn udp(message: &Message) -> Message {
     answer_of(&server(), message, Transport::Udp).await
 }
 
-fn aaaa(answer: &Message) -> Vec<Ipv6Addr> {
+pub(super) fn aaaa(answer: &Message) -> Vec<Ipv6Addr> {
     let address = |data: &RData| match data {
         RData::AAAA(address) => address.0,
         other => panic!("{other:?}"),

@@ -25,9 +25,9 @@ fn listen(machine: &Machine) -> TcpListener {
 /// A computer whose packets come from the device of peers.
 async fn connected(network: &Network, place: &tempfile::TempDir) -> Machine {
     let inside = Namespace::open(&place.path().join("peer")).unwrap();
-    let device = network.attach_peers(|name| {
+    let device = network.attach_peers(128, |name| {
         run(&format!("ip link add {name} type veth peer name tunnel; ip link set tunnel up"));
-        Ok(File::open("/dev/null")?.into())
+        File::open("/dev/null")
     });
     drop(device.await.unwrap());
     let links = Links::open_in(&network.namespace).unwrap();

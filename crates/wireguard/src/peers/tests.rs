@@ -1,5 +1,3 @@
-use std::net::SocketAddr;
-
 use proptest::prelude::*;
 
 use super::*;
@@ -7,32 +5,32 @@ use crate::packet::tests::packet;
 
 const NETWORK: &str = "fdaa:1:2::/48";
 
-fn ip(text: &str) -> Ipv6Addr {
+pub(super) fn ip(text: &str) -> Ipv6Addr {
     text.parse().unwrap()
 }
 
-fn socket(text: &str) -> SocketAddr {
-    text.parse().unwrap()
+pub(super) fn socket(text: &str) -> Endpoint {
+    Endpoint { remote: text.parse().unwrap(), local: None }
 }
 
 /// A computer of a user.
-struct Client {
-    protocol: Protocol,
-    tunnel: Tunnel,
-    peer: Peer,
-    at: SocketAddr,
+pub(super) struct Client {
+    pub(super) protocol: Protocol,
+    pub(super) tunnel: Tunnel,
+    pub(super) peer: Peer,
+    pub(super) at: Endpoint,
     /// What it was told.
-    received: Vec<Vec<u8>>,
+    pub(super) received: Vec<Vec<u8>>,
 }
 
-struct Place {
-    peers: Peers,
+pub(super) struct Place {
+    pub(super) peers: Peers,
     /// What machines were told.
-    received: Vec<Vec<u8>>,
+    pub(super) received: Vec<Vec<u8>>,
 }
 
 impl Place {
-    fn new(clients: &[&Client], key: &PrivateKey) -> Self {
+    pub(super) fn new(clients: &[&Client], key: &PrivateKey) -> Self {
         let peers = Peers::new(key);
         peers.replace(clients.iter().map(|client| client.peer.clone()).collect()).unwrap();
         Self { peers, received: Vec::new() }
@@ -40,7 +38,7 @@ impl Place {
 
     /// Moves datagrams until there are none; all that was sent to elsewhere than the client is
     /// lost, and counted.
-    fn exchange(&mut self, client: &mut Client, to_server: Vec<Sealed>) -> usize {
+    pub(super) fn exchange(&mut self, client: &mut Client, to_server: Vec<Sealed>) -> usize {
         let mut lost = 0;
         let mut to_server: Vec<_> = to_server.into_iter().map(|sealed| sealed.bytes).collect();
         while !to_server.is_empty() {
@@ -67,7 +65,7 @@ impl Place {
     }
 
     /// A machine sends something.
-    fn send(&mut self, client: &mut Client, packet: &[u8]) -> usize {
+    pub(super) fn send(&mut self, client: &mut Client, packet: &[u8]) -> usize {
         let mut effects = Effects::default();
         self.peers.take_packet(Buffer::copy_from(packet), &mut effects);
         let mut lost = 0;
@@ -76,13 +74,13 @@ impl Place {
         lost + self.exchange(client, answers)
     }
 
-    fn status(&self, client: &Client) -> PeerStatus {
+    pub(super) fn status(&self, client: &Client) -> PeerStatus {
         self.peers.status(&client.peer.key).unwrap()
     }
 }
 
 impl Client {
-    fn new(server: &PrivateKey, address: &str) -> Self {
+    pub(super) fn new(server: &PrivateKey, address: &str) -> Self {
         let key = PrivateKey::random();
         let protocol = Protocol::new(&key);
         let tunnel = protocol.tunnel(&server.public());
@@ -93,7 +91,7 @@ impl Client {
 
     /// What a datagram from the server brings about.
     fn take(&mut self, datagram: Buffer) -> Vec<Sealed> {
-        let message = match self.protocol.open(datagram, socket("192.0.2.9:51820")) {
+        let message = match self.protocol.open(datagram, socket("192.0.2.9:51820").remote) {
             Opened::From(_, message) | Opened::Of(_, message) => message,
             _ => panic!("no message for it"),
         };
@@ -114,14 +112,14 @@ impl Client {
         }
     }
 
-    fn send(&mut self, place: &mut Place, packet: &[u8]) -> usize {
+    pub(super) fn send(&mut self, place: &mut Place, packet: &[u8]) -> usize {
         let sealed = self.tunnel.send(Buffer::copy_from(packet));
         place.exchange(self, sealed.into_iter().collect())
     }
 }
 
 /// A server with one client that has a session.
-fn connected() -> (Place, Client) {
+pub(super) fn connected() -> (Place, Client) {
     let server = PrivateKey::random();
     let mut client = Client::new(&server, "fdaa:1:2::8:2");
     let mut place = Place::new(&[&client], &server);
@@ -146,7 +144,7 @@ fn a_peer_reaches_its_network_and_is_reached_from_it() {
         assert_eq!(client.received.pop().unwrap(), back, "{size}");
     }
     let status = place.status(&client);
-    assert_eq!(status.endpoint, Some(client.at));
+    assert_eq!(status.endpoint, Some(client.at.remote));
     assert!(status.last_handshake.is_some() && status.received > 1380 && status.sent > 1380);
     assert_eq!(status.refused, 0);
 }
@@ -268,11 +266,11 @@ fn a_peer_is_followed_to_where_it_sends_from_but_not_to_where_a_recording_is_sen
     let recording = first.bytes.to_vec();
     place.exchange(&mut client, vec![first]);
     let home = client.at;
-    assert_eq!(place.status(&client).endpoint, Some(home));
+    assert_eq!(place.status(&client).endpoint, Some(home.remote));
 
     client.at = socket("[2001:db8::7]:9");
     client.send(&mut place, &packet(own, machine, &[]));
-    assert_eq!(place.status(&client).endpoint, Some(client.at));
+    assert_eq!(place.status(&client).endpoint, Some(client.at.remote));
     assert_eq!(place.send(&mut client, &packet(machine, own, b"back")), 0);
     assert_eq!(client.received.len(), 1);
 
@@ -280,7 +278,7 @@ fn a_peer_is_followed_to_where_it_sends_from_but_not_to_where_a_recording_is_sen
     let thief = socket("198.51.100.1:1");
     place.peers.take_datagram(Buffer::copy_from(&recording[..]), thief, &mut effects);
     assert!(effects.datagrams.is_empty(), "not even an answer");
-    assert_eq!(place.status(&client).endpoint, Some(client.at));
+    assert_eq!(place.status(&client).endpoint, Some(client.at.remote));
 
     // A server that was started again does not know the time of the last handshake.
     place.peers = Peers::new(&server);
