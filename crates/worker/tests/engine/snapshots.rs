@@ -81,7 +81,7 @@ async fn a_running_machine_s_volume_is_held_still_for_the_beginning_and_the_next
     assert_goes_on(&fixture, &machine);
     let begin = VolumeCall::BeginSnapshot { index: 0, id: id.to_string(), previous: None };
     let frozen = fixture.host.volume_calls_while_frozen(machine.as_str());
-    assert_eq!(frozen, [begin.clone()], "nothing else is done while it is held still");
+    assert_eq!(frozen, std::slice::from_ref(&begin), "nothing else is done while it is held still");
     let ended = |is_taken| VolumeCall::EndSnapshot { index: 0, is_taken };
     let (prepare, export) =
         (VolumeCall::PrepareSnapshot { index: 0 }, VolumeCall::ExportSnapshot { index: 0 });
