@@ -10,9 +10,9 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use caddis_testkit::{Output, run};
-use caddis_vmm::{DiskFormat, Vmm};
-use caddis_volume::{Filesystem, VolumeId};
+use caddis_testkit::{DEADLINE, Output, run};
+use caddis_vmm::{DiskFormat, Pause, Vmm};
+use caddis_volume::Filesystem;
 use nix::libc;
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use serde_json::json;
@@ -21,7 +21,7 @@ use tokio::time::timeout;
 use crate::{
     driver::{NONE, QemuHost},
     stand::rounds,
-    volumes::{Machine, Running, disk_of, ext4, on_a_host},
+    volumes::{Machine, Mount, Running, disk_of, ext4, on_a_host, raw_disk},
 };
 
 mod layer;
@@ -60,10 +60,10 @@ fn machine<'a>(host: &'a QemuHost, driver: &'a dyn Vmm) -> Result<Machine<'a>> {
 
 async fn begin(
     machine: &Machine<'_>,
-    volume: &VolumeId,
+    mount: Mount<'_>,
     secret: bool,
 ) -> Result<(Running, Layers)> {
-    let (vm, mounts) = machine.launch(&[ext4(volume, "/data")]).await?;
+    let (vm, mounts) = machine.launch(&[mount]).await?;
     let layers = Layers::connect(&machine.spec.directory, secret)?;
     let running = machine.configure(vm, mounts).await?;
     ensure!(running.failure.is_none(), "{:?}", running.failure);
@@ -263,14 +263,14 @@ async fn a_fault_of_the_disk_at_any_request_stops_the_vm_and_is_never_the_guest_
         let driver = host.qemu(NONE);
         let machine = machine(host, &driver)?;
         let volume = host.create_volume("vol_a", Filesystem::Ext4, true).await;
-        let (vm, mut layers) = begin(&machine, &volume, true).await?;
+        let (vm, mut layers) = begin(&machine, ext4(&volume, "/data"), true).await?;
         vm.shell("sqlite3 /data/db 'create table rows (n integer primary key, x blob)'").await?;
         let (mut number, mut hit) = (0, 0);
         for (errno, expected) in [(libc::ENOSPC, true), (libc::EIO, false)] {
             // Of data, of tables of the qcow2, of its allocation, and of a flush.
             for event in ["write_aio", "l2_update", "refblock_update_part", "flush_to_disk"] {
                 for count in 1..=each {
-                    layers.fail(event, count, errno)?;
+                    layers.fail(event, count, &[errno])?;
                     number += 1;
                     let mut written = std::pin::pin!(write(&vm, number));
                     loop {
@@ -300,6 +300,56 @@ async fn a_fault_of_the_disk_at_any_request_stops_the_vm_and_is_never_the_guest_
         let remains = Remains::new(host, passphrase.as_deref());
         fs::copy(disk_of(host, &volume), &remains.disk)?;
         remains.have(Some(number))?;
+        driver.close().await;
+        Ok(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn why_a_vm_stands_still_is_told_of_each_fault_whatever_has_failed_before() {
+    on_a_host(async |host| {
+        let driver = host.qemu(NONE);
+        let machine = Machine::new(host, &driver, "m1")?;
+        let volume = host.create_volume("vol_a", Filesystem::Raw, false).await;
+        let (vm, mut layers) = begin(&machine, raw_disk(&volume, "/srv/disk"), false).await?;
+        // In place, so that one request at a time fails.
+        let write = |letter: char| {
+            format!(
+                "yes {letter} | dd of=/srv/disk bs=4096 count=1 iflag=fullblock conv=fsync \
+                 2>/dev/null"
+            )
+        };
+        vm.shell(&write('a')).await?;
+        // The first is seen by this test, the second by nobody, and the third when the listener has
+        // the VM go on to hear why it stands still.
+        let (full, error) = (libc::ENOSPC, libc::EIO);
+        layers.fail("write_aio", 1, &[full, error, error, full, error])?;
+        let line = write('b');
+        let written = vm.shell(&line);
+        let told = async {
+            while goes_on(&mut layers, true)? == 0 {
+                tokio::time::sleep(LOOK).await;
+            }
+            while layers.stopped()? != Some(false) {
+                tokio::time::sleep(LOOK).await;
+            }
+            let status = layers.qmp.device("volume0")?["io-status"].take();
+            ensure!(status == "nospace", "QEMU tells of the first error only: {status}");
+            drop(layers);
+            let mut pause = vm.vm.pause();
+            for expected in [Some(Pause::DiskError), Some(Pause::DiskFull), Some(Pause::DiskError)]
+            {
+                let told = pause.wait_for(|pause| *pause == expected);
+                timeout(DEADLINE, told).await.with_context(|| format!("{expected:?}"))??;
+                vm.vm.unpause().await?;
+            }
+            timeout(DEADLINE, pause.wait_for(Option::is_none)).await??;
+            anyhow::Ok(())
+        };
+        tokio::try_join!(written, told)?;
+        ensure!(vm.shell("head -c 3 /srv/disk").await? == "b\nb");
+        vm.kill().await?;
         driver.close().await;
         Ok(())
     })

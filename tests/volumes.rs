@@ -79,6 +79,10 @@ pub fn ext4<'a>(volume: &'a VolumeId, path: &'a str) -> Mount<'a> {
     Mount { volume, path, filesystem: VolumeFilesystem::Ext4 }
 }
 
+pub fn raw_disk<'a>(volume: &'a VolumeId, path: &'a str) -> Mount<'a> {
+    Mount { volume, path, filesystem: VolumeFilesystem::Raw }
+}
+
 /// A machine, with a root disk of busybox.
 pub struct Machine<'a> {
     host: &'a QemuHost,
@@ -582,8 +586,7 @@ async fn a_raw_volume_is_a_disk_of_the_machine_s_user() {
         let program = "[ \"$(head -c 5 /srv/disk)\" = hello ] && echo again; \
                    trap 'exit 0' INT; echo hello >/srv/disk; while :; do sleep 1; done";
         machine.argv = ["sh", "-c", program].map(str::to_owned).to_vec();
-        let raw =
-            || Mount { volume: &volume, path: "/srv/disk", filesystem: VolumeFilesystem::Raw };
+        let raw = || raw_disk(&volume, "/srv/disk");
         let mut vm = machine.start(&[raw()]).await?;
         ensure!(vm.failure.is_none(), "{:?}", vm.failure);
         let shown = vm.shell("stat -c '%F %u:%g %a' /srv/disk").await?;

@@ -53,12 +53,21 @@ impl Layers {
         self.put_below("log")
     }
 
-    /// Has the `count`th of the events from now on, named as blkdebug does, fail once.
-    pub fn fail(&mut self, event: &str, count: u32, errno: i32) -> Result<()> {
+    /// Has the `count`th of the events from now on, named as blkdebug does, fail once for each of
+    /// these reasons.
+    pub fn fail(&mut self, event: &str, count: u32, errnos: &[i32]) -> Result<()> {
         let earlier = |state| json!({ "event": event, "state": state, "new_state": state + 1 });
+        // A VM that stands still has all flushed, which is not to be what fails next.
+        let iotype = if event == "flush_to_disk" { "flush" } else { "write" };
+        let error = |errno| {
+            json!({
+                "event": event, "state": count, "errno": errno, "once": true, "iotype": iotype,
+            })
+        };
+        let errors: Vec<_> = errnos.iter().map(error).collect();
         let mut node = json!({
             "driver": "blkdebug", "node-name": "faults", "image": self.file, "discard": "unmap",
-            "inject-error": [{ "event": event, "state": count, "errno": errno, "once": true }],
+            "inject-error": errors,
         });
         if count > 1 {
             node["set-state"] = (1..count).map(earlier).collect();
@@ -73,7 +82,7 @@ impl Layers {
         let begun = Instant::now();
         loop {
             let status = self.qmp.execute("query-status", json!({}), &[])?;
-            // Not by the device's `io-status`, which stays at its first error.
+            // The device's `io-status` stays at its first error.
             let is_error = |event: &&Value| event["event"] == "BLOCK_IO_ERROR";
             let Some(error) = self.qmp.events.iter().rfind(is_error) else { return Ok(None) };
             ensure!(error["data"]["action"] == "stop", "{error}");

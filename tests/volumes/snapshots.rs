@@ -2,14 +2,21 @@
 
 use std::{
     collections::BTreeSet,
+    io,
+    ops::Range,
     os::{
         fd::OwnedFd,
         unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _},
     },
     process::{Child, Command, Stdio},
+    sync::atomic::{AtomicBool, Ordering},
 };
 
+use caddis_snapshot::{SnapshotError, nbd};
 use caddis_vmm::{Hydration, PointInTime, VmmError, VolumeExport};
+
+use tokio::net::UnixListener;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use super::*;
 
@@ -367,6 +374,23 @@ async fn a_clone_of_a_volume_in_use_is_whole_and_a_vm_that_stood_still_goes_on_s
     .await;
 }
 
+/// What a volume is restored from: a file system with a file `big`, the sum of that, and a
+/// directory for the socket of a server.
+fn source(host: &QemuHost) -> Result<(PathBuf, String, PathBuf)> {
+    let (tree, source) = (host.data.join("restored"), host.data.join("source"));
+    fs::create_dir(&tree)?;
+    let dd = "dd if=/dev/urandom bs=1M status=none count=48";
+    run(words(&format!("{dd} of={}", tree.join("big").display())))?;
+    let sum = run(["md5sum", &tree.join("big").to_string_lossy()])?;
+    let sum = sum.split(' ').next().unwrap_or_default().to_owned();
+    let fill = format!("mke2fs -q -t ext4 -d {} {} 1G", tree.display(), source.display());
+    run(words(&fill))?;
+    let directory = host.data.join("backing");
+    fs::create_dir(&directory)?;
+    fs::set_permissions(&directory, fs::Permissions::from_mode(0o711))?;
+    Ok((source, sum, directory))
+}
+
 /// What a volume is restored from, over NBD.
 struct Server {
     child: Child,
@@ -400,17 +424,7 @@ impl Drop for Server {
 #[tokio::test]
 async fn a_volume_is_used_while_it_is_restored_and_waits_for_a_server_that_is_away() {
     on_a_host(async |host| {
-        let (tree, source) = (host.data.join("restored"), host.data.join("source"));
-        fs::create_dir(&tree)?;
-        let dd = "dd if=/dev/urandom bs=1M status=none count=48";
-        run(words(&format!("{dd} of={}", tree.join("big").display())))?;
-        let sum = run(["md5sum", &tree.join("big").to_string_lossy()])?;
-        let sum = sum.split(' ').next().unwrap_or_default().to_owned();
-        let fill = format!("mke2fs -q -t ext4 -d {} {} 1G", tree.display(), source.display());
-        run(words(&fill))?;
-        let directory = host.data.join("backing");
-        fs::create_dir(&directory)?;
-        fs::set_permissions(&directory, fs::Permissions::from_mode(0o711))?;
+        let (source, sum, directory) = source(host)?;
         let backing = Backing { socket: directory.join("nbd.sock") };
         let server = Server::begin(&source, &backing)?;
 
@@ -487,6 +501,100 @@ async fn a_volume_is_used_while_it_is_restored_and_waits_for_a_server_that_is_aw
         let raw = raw(host, &volume)?;
         is_journaled(&raw)?;
         ensure!(sum_in(host, &raw, "/big")? == sum);
+        driver.close().await;
+        Ok(())
+    })
+    .await;
+}
+
+/// An image of which a part is damaged for a time: nobody can say what it holds, or whether it is
+/// zeroes.
+struct Damaged {
+    image: fs::File,
+    part: Range<u64>,
+    is_damaged: Arc<AtomicBool>,
+}
+
+impl Damaged {
+    fn check(&self, offset: u64, length: u64) -> Result<(), SnapshotError> {
+        let meets = offset < self.part.end && self.part.start < offset + length;
+        if meets && self.is_damaged.load(Ordering::SeqCst) {
+            return Err(SnapshotError::Source(io::Error::other("damaged")));
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl nbd::Contents for Damaged {
+    fn size(&self) -> u64 {
+        GIB
+    }
+
+    async fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), SnapshotError> {
+        self.check(offset, buffer.len() as u64)?;
+        self.image.read_exact_at(buffer, offset).map_err(SnapshotError::Source)
+    }
+
+    async fn zeroes(&self, offset: u64, length: u64) -> Result<(bool, u64), SnapshotError> {
+        let before = self.part.start.checked_sub(offset).filter(|before| *before > 0);
+        let length = before.map_or(length, |before| before.min(length));
+        self.check(offset, length)?;
+        Ok((false, length))
+    }
+}
+
+#[tokio::test]
+async fn a_guest_reads_no_garbage_of_a_part_of_which_nobody_can_say_what_it_holds() {
+    on_a_host(async |host| {
+        let (source, sum, directory) = source(host)?;
+        let blocks = run(["debugfs", "-R", "blocks /big", &source.to_string_lossy()])?;
+        let block: u64 = blocks.split_whitespace().nth(6000).context("many blocks")?.parse()?;
+        let is_damaged = Arc::new(AtomicBool::new(true));
+        let contents = Damaged {
+            image: fs::File::open(&source)?,
+            part: block * 4096..(block + 16) * 4096,
+            is_damaged: is_damaged.clone(),
+        };
+        let backing = Backing { socket: directory.join("nbd.sock") };
+        let listener = UnixListener::bind(&backing.socket)?;
+        fs::set_permissions(&backing.socket, fs::Permissions::from_mode(0o666))?;
+        let serving = nbd::serve(listener, contents, |_| {}, CancellationToken::new());
+        let _serving = AbortOnDropHandle::new(tokio::spawn(serving));
+
+        let volume = host.create_volume("vol_a", Filesystem::Raw, false).await;
+        let disk = disk_of(host, &volume);
+        run(words(&format!("qemu-img create -q -f qcow2 {} 1G", disk.display())))?;
+        let driver = host.qemu(NONE);
+        let mut machine = Machine::new(host, &driver, "m1")?;
+        machine.backing = Some(backing);
+        let vm = machine.start(&[ext4(&volume, "/data")]).await?;
+        ensure!(vm.failure.is_none(), "{:?}", vm.failure);
+        ensure!(matches!(vm.vm.hydrate(0).await?, Hydration::Running { .. }));
+        let mut pause = vm.vm.pause();
+        vm.shell("(md5sum </data/big >/tmp/sum; echo >/tmp/done) >/dev/null 2>&1 &").await?;
+        timeout(DEADLINE, pause.wait_for(|pause| *pause == Some(Pause::DiskError))).await??;
+        let stalled = async {
+            while !matches!(vm.vm.hydrate(0).await?, Hydration::Stalled { .. }) {
+                tokio::time::sleep(LOOK).await;
+            }
+            anyhow::Ok(())
+        };
+        timeout(DEADLINE, stalled).await??;
+
+        is_damaged.store(false, Ordering::SeqCst);
+        let whole = async {
+            while vm.vm.hydrate(0).await? != Hydration::Done {
+                vm.vm.unpause().await?;
+                tokio::time::sleep(LOOK).await;
+            }
+            anyhow::Ok(())
+        };
+        timeout(DEADLINE, whole).await??;
+        vm.vm.unpause().await?;
+        let read = vm.shell("while ! [ -e /tmp/done ]; do sleep 0.1; done; cat /tmp/sum").await?;
+        ensure!(read.starts_with(&sum), "{read}, not {sum}");
+        vm.kill().await?;
         driver.close().await;
         Ok(())
     })

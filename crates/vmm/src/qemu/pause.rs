@@ -4,12 +4,21 @@
 //! QEMU serves one connection at a time. The listener has it for as long as the VM lives, but gives
 //! way to whoever wants to tell QEMU something ([`Orders::turn`]), connects anew afterwards, and
 //! asks what came about meanwhile.
+//!
+//! Why a VM stands still is told by the event of the request that failed, and by nothing else: the
+//! `io-status` of a device stays at its first error, since `cont` resets it only of devices whose
+//! block backend has a name. So nobody but the listener has such a VM go on, which hears why the
+//! request fails if it fails again. Where it has missed the event it does that, too.
 
 use std::{
     future::pending,
     io,
     path::{Path, PathBuf},
-    sync::Arc,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -18,7 +27,7 @@ use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     net::UnixStream,
     sync::{Mutex, OwnedMutexGuard, watch},
-    time::{sleep, timeout},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 use tracing::debug;
 
@@ -28,8 +37,9 @@ use crate::{Pause, socket};
 /// Time after a start until it is listened to: what happens before is asked for then, and its start
 /// is not held up.
 pub(super) const AFTER_START: Duration = Duration::from_secs(2);
-/// Wait before another try to connect, and the least between two changes that are told: a QEMU that
-/// was taken over may say what it likes as often as it likes.
+/// Wait before another try to connect, the least between two changes that are told, since a QEMU
+/// that was taken over may say what it likes as often as it likes, and the time that a VM has to
+/// stand still again before it is told that it goes on.
 const BACKOFF: Duration = Duration::from_secs(1);
 /// Patience with an answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
@@ -40,6 +50,8 @@ const LONGEST_LINE: u64 = 1 << 20;
 pub(super) struct Orders {
     turn: Arc<Mutex<()>>,
     wanted: watch::Sender<usize>,
+    /// The listener is to have a VM go on that stands still because of its disk.
+    retry: AtomicBool,
 }
 
 /// A turn; given back when it is dropped.
@@ -57,7 +69,14 @@ impl Drop for Turn {
 
 impl Orders {
     pub(super) fn new() -> Arc<Self> {
-        Arc::new(Self { turn: Arc::default(), wanted: watch::Sender::new(0) })
+        let (turn, wanted) = (Arc::default(), watch::Sender::new(0));
+        Arc::new(Self { turn, wanted, retry: AtomicBool::new(false) })
+    }
+
+    /// Has the listener let a VM go on that stands still because of its disk, as soon as nobody has
+    /// a turn.
+    pub(super) fn retry(&self) {
+        self.retry.store(true, Ordering::Relaxed);
     }
 
     /// Waits for a turn.
@@ -83,7 +102,7 @@ pub(super) async fn listen(
         }
         let turn = orders.turn.lock().await;
         let heard = tokio::select! {
-            heard = hear(&directory, &pause) => heard,
+            heard = hear(&directory, &orders.retry, &pause) => heard,
             _ = wanted.wait_for(|wanted| *wanted > 0) => Ok(()),
         };
         drop(turn);
@@ -96,54 +115,79 @@ pub(super) async fn listen(
 }
 
 /// Connects, asks how it is, and takes in what it says. Ends with an error only.
-async fn hear(directory: &Path, pause: &watch::Sender<Option<Pause>>) -> io::Result<()> {
+async fn hear(
+    directory: &Path,
+    retry: &AtomicBool,
+    pause: &watch::Sender<Option<Pause>>,
+) -> io::Result<()> {
     let stream = socket::connect(directory, QMP_SOCKET).await.map_err(io::Error::other)?;
     let mut lines = Lines { reader: BufReader::new(stream) };
+    let mut heard = Heard { pause, resumed: None };
     // What it still has to say to an earlier client may come first.
     while timeout(ANSWER_TIMEOUT, lines.next()).await??.get("QMP").is_none() {}
-    match lines.ask("qmp_capabilities", pause).await {
+    match lines.ask("qmp_capabilities", &mut heard).await {
         // An earlier client is gone that had sent the same, which was carried out only now.
         Err(error) if error.kind() == io::ErrorKind::InvalidInput => {}
         negotiated => drop(negotiated?),
     }
-    let status = lines.ask("query-status", pause).await?;
-    if status.get("status").and_then(Value::as_str) == Some(IO_ERROR) {
-        let disks = lines.ask("query-block", pause).await?;
-        let disks = disks.as_array().into_iter().flatten();
-        let full = disks
-            .filter_map(|disk| disk.get("io-status")?.as_str())
-            .any(|status| status == "nospace");
-        tell(pause, Some(if full { Pause::DiskFull } else { Pause::DiskError })).await;
-    } else {
-        tell(pause, None).await;
+    let status = lines.ask("query-status", &mut heard).await?;
+    if status.get("status").and_then(Value::as_str) != Some(IO_ERROR) {
+        heard.tell(None).await;
+    } else if retry.load(Ordering::Relaxed) || pause.borrow().is_none() {
+        lines.ask("cont", &mut heard).await?;
     }
+    // Only now: all of this may be given up for a turn, and begins anew then.
+    retry.store(false, Ordering::Relaxed);
     loop {
-        let line = lines.next().await?;
-        note(&line, pause).await;
+        let mut next = pin!(lines.next());
+        let line = loop {
+            let resumed = heard.resumed;
+            let goes_on = async {
+                match resumed {
+                    Some(resumed) => sleep_until(resumed + BACKOFF).await,
+                    None => pending().await,
+                }
+            };
+            tokio::select! {
+                line = &mut next => break line?,
+                () = goes_on => heard.tell(None).await,
+            }
+        };
+        heard.note(&line).await;
     }
 }
 
 /// QEMU's word for a VM that stands still because of its disk.
 pub(super) const IO_ERROR: &str = "io-error";
 
-/// Takes in an event.
-async fn note(line: &Value, pause: &watch::Sender<Option<Pause>>) {
-    match line.get("event").and_then(Value::as_str) {
-        Some("BLOCK_IO_ERROR")
-            if line.pointer("/data/action").and_then(Value::as_str) == Some("stop") =>
-        {
-            let full = line.pointer("/data/nospace").and_then(Value::as_bool) == Some(true);
-            tell(pause, Some(if full { Pause::DiskFull } else { Pause::DiskError })).await;
-        }
-        Some("RESUME") => tell(pause, None).await,
-        _ => {}
-    }
+/// What is known of a VM over one connection.
+struct Heard<'a> {
+    pause: &'a watch::Sender<Option<Pause>>,
+    /// When it went on, if that is not told yet: it may stand still again at once.
+    resumed: Option<Instant>,
 }
 
-async fn tell(pause: &watch::Sender<Option<Pause>>, now: Option<Pause>) {
-    let changed = pause.send_if_modified(|pause| std::mem::replace(pause, now) != now);
-    if changed {
-        sleep(BACKOFF).await;
+impl Heard<'_> {
+    /// Takes in an event.
+    async fn note(&mut self, line: &Value) {
+        match line.get("event").and_then(Value::as_str) {
+            Some("BLOCK_IO_ERROR")
+                if line.pointer("/data/action").and_then(Value::as_str) == Some("stop") =>
+            {
+                let full = line.pointer("/data/nospace").and_then(Value::as_bool) == Some(true);
+                self.tell(Some(if full { Pause::DiskFull } else { Pause::DiskError })).await;
+            }
+            Some("RESUME") => self.resumed = Some(Instant::now()),
+            _ => {}
+        }
+    }
+
+    async fn tell(&mut self, now: Option<Pause>) {
+        self.resumed = None;
+        let changed = self.pause.send_if_modified(|pause| std::mem::replace(pause, now) != now);
+        if changed {
+            sleep(BACKOFF).await;
+        }
     }
 }
 
@@ -153,18 +197,14 @@ struct Lines {
 
 impl Lines {
     /// The answer to a command; events that come before are taken in.
-    async fn ask(
-        &mut self,
-        command: &str,
-        pause: &watch::Sender<Option<Pause>>,
-    ) -> io::Result<Value> {
+    async fn ask(&mut self, command: &str, heard: &mut Heard<'_>) -> io::Result<Value> {
         let (text, id) = qmp::command(command, &json!({}));
         self.reader.get_mut().write_all(text.as_bytes()).await?;
         let answer = async {
             loop {
                 let mut line = self.next().await?;
                 if !qmp::answers(&line, &id) {
-                    note(&line, pause).await;
+                    heard.note(&line).await;
                     continue;
                 }
                 if let Some(error) = line.get("error") {
@@ -257,6 +297,11 @@ mod tests {
         r#"{"action": "stop", "nospace": true, "operation": "write"}}"#
     );
 
+    const ERROR: &str = concat!(
+        r#"{"event": "BLOCK_IO_ERROR", "data": "#,
+        r#"{"action": "stop", "nospace": false, "operation": "write"}}"#
+    );
+
     #[tokio::test]
     async fn what_qemu_says_of_the_disk_is_heard_and_orders_go_first() {
         let directory = tempfile::tempdir().unwrap();
@@ -282,26 +327,45 @@ mod tests {
         let turn = orders.turn().await;
         qemu.until_closed().await;
         drop(turn);
+        // Nobody knows why, so the request is tried again, and that it goes on is no news.
         let mut qemu = Played::accept(&socket).await;
         qemu.answer("query-status", r#"{"status": "io-error"}"#).await;
-        qemu.answer("query-block", r#"[{"io-status": "ok"}, {"io-status": "failed"}]"#).await;
-        pause.wait_for(|pause| *pause == Some(Pause::DiskError)).await.unwrap();
+        qemu.answer("cont", "{}").await;
+        pause.borrow_and_update();
+        qemu.say(r#"{"event": "RESUME"}"#).await;
+        qemu.say(ERROR).await;
+        pause.changed().await.unwrap();
+        assert_eq!(*pause.borrow_and_update(), Some(Pause::DiskError));
 
-        // A connection that breaks is made again, and says what came about meanwhile.
+        // Another connection changes nothing of what is known, until somebody has it go on.
         drop(qemu);
         let mut qemu = Played::accept(&socket).await;
         qemu.answer("query-status", r#"{"status": "io-error"}"#).await;
-        qemu.answer("query-block", r#"[{"io-status": "nospace"}]"#).await;
-        pause.wait_for(|pause| *pause == Some(Pause::DiskFull)).await.unwrap();
+        let turn = orders.turn().await;
+        orders.retry();
+        qemu.until_closed().await;
+        drop(turn);
+        let mut qemu = Played::accept(&socket).await;
+        qemu.answer("query-status", r#"{"status": "io-error"}"#).await;
+        qemu.answer("cont", "{}").await;
+        qemu.say(r#"{"event": "RESUME"}"#).await;
+        qemu.say(FULL).await;
+        pause.changed().await.unwrap();
+        assert_eq!(*pause.borrow_and_update(), Some(Pause::DiskFull));
+        drop(qemu);
+        let mut qemu = Played::accept(&socket).await;
+        qemu.answer("query-status", r#"{"status": "running"}"#).await;
+        pause.wait_for(Option::is_none).await.unwrap();
     }
 
     #[tokio::test]
     async fn a_vm_that_was_stopped_on_purpose_is_not_held() {
         let (sender, pause) = watch::channel(None);
+        let mut heard = Heard { pause: &sender, resumed: None };
         for line in
             [r#"{"event": "STOP"}"#, r#"{"event": "MIGRATION", "data": {"status": "setup"}}"#]
         {
-            note(&serde_json::from_str(line).unwrap(), &sender).await;
+            heard.note(&serde_json::from_str(line).unwrap()).await;
         }
         assert_eq!(*pause.borrow(), None);
     }

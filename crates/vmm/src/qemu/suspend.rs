@@ -141,14 +141,16 @@ fn write_through(disks: &[File]) -> io::Result<()> {
 /// QEMU's word for a VM that does not stand still.
 pub(super) const RUNNING: &str = "running";
 
-/// Has the VM with this directory go on, if it stands still. Blocks.
-pub(super) fn unpause(directory: &Path) -> Result<(), VmmError> {
+/// Has the VM with this directory go on, if it stands still, but not because of its disk: whether it
+/// does is the answer. Blocks.
+pub(super) fn unpause(directory: &Path) -> Result<bool, VmmError> {
     let attempt = || {
         let mut qmp = Qmp::connect(directory, QMP_SOCKET)?;
-        if qmp.status()? != RUNNING {
+        let status = qmp.status()?;
+        if status != RUNNING && status != IO_ERROR {
             qmp.execute("cont", json!({}))?;
         }
-        io::Result::Ok(())
+        io::Result::Ok(status == IO_ERROR)
     };
     attempt().map_err(VmmError::io("resume a VM"))
 }

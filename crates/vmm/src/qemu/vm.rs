@@ -204,10 +204,14 @@ impl Vm for QemuVm {
     }
 
     async fn unpause(&self) -> Result<(), VmmError> {
-        let (directory, turn) = (self.directory.clone(), self.orders.turn().await);
+        let (directory, orders) = (self.directory.clone(), self.orders.clone());
+        let turn = orders.turn().await;
         let going = spawn_blocking(move || {
             let _turn = turn;
-            suspend::unpause(&directory)
+            if suspend::unpause(&directory)? {
+                orders.retry();
+            }
+            Ok(())
         });
         going.await.map_err(panicked)?
     }
