@@ -293,6 +293,15 @@ impl SnapshotStore {
         Ok(snapshots)
     }
 
+    /// Names of all snapshots of an organisation, of which none is read.
+    ///
+    /// # Errors
+    /// `Store`.
+    pub async fn names(&self, organization: &str) -> Result<Vec<SnapshotName>, SnapshotError> {
+        self.inner.keys(organization)?;
+        self.inner.names(organization).await
+    }
+
     /// Removes a snapshot; one that is not there is no error. Its chunks stay until a sweep.
     ///
     /// # Errors

@@ -29,6 +29,7 @@ use crate::{
 
 pub mod backoff;
 mod expire;
+mod found;
 mod job;
 mod live;
 mod offline;

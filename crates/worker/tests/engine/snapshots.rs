@@ -2,7 +2,7 @@
 //! directory and a fake VMM.
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
-use std::time::Duration;
+use std::{fs, time::Duration};
 
 use caddis_api::{
     ErrorCode, MachineId, MachineState, SnapshotId, VolumeId,
@@ -718,4 +718,37 @@ async fn a_damaged_snapshot_fails_what_is_restored_from_it_and_nothing_else() {
     let refused = fixture.try_create(&SLEEP, mounted(&lost.id)).await.unwrap_err();
     assert!(refused.message.contains(&error), "{}", refused.message);
     fixture.act_on(&lost.id, VolumeAction::Delete).await.unwrap();
+}
+
+#[tokio::test]
+async fn snapshots_that_are_younger_than_the_database_are_found_in_the_store() {
+    let mut fixture = Fixture::new().await;
+    let volume = manual_volume(&fixture).await;
+    let recorded = fixture.created_snapshot(&volume).await;
+    // Nobody has the database open then.
+    fixture.kill().await;
+    let backup = fs::read(fixture.database()).unwrap();
+    fixture.start().await;
+    fixture.exports.write(&volume, 3, 1);
+    let younger = fixture.created_snapshot(&volume).await;
+    let before = fixture.snapshot(&younger).await.unwrap();
+    let unknown = manual_volume(&fixture).await;
+    let left_alone = fixture.created_snapshot(&unknown).await;
+    let deleted = fixture.created_snapshot(&volume).await;
+    fixture.delete_snapshot(&volume, &deleted).await;
+    fixture.until_forgotten(&deleted).await;
+    fixture.kill().await;
+    fs::write(fixture.database(), backup).unwrap();
+    fixture.start().await;
+    let listed = fixture.until_snapshots_in_time(&volume, |snapshots| snapshots.len() > 1).await;
+    let ids: Vec<_> = listed.iter().map(|snapshot| snapshot.id.clone()).collect();
+    assert_eq!(ids, [younger.clone(), recorded], "the deleted one stays deleted");
+    assert_eq!(listed[0], before);
+    assert_eq!(fixture.snapshots(&unknown).await, []);
+    assert_eq!(fixture.stored_files(left_alone.as_str()).len(), 1);
+    // It is as any other.
+    let copy = fixture.create_volume(restored(&volume, &younger)).await.unwrap();
+    fixture.until_volume(&copy.id, |volume| volume.state == VolumeState::Created).await;
+    fixture.delete_snapshot(&volume, &younger).await;
+    fixture.until_forgotten(&younger).await;
 }

@@ -6,7 +6,7 @@ use caddis_api::{SnapshotId, volume::VolumeState};
 use caddis_snapshot::{SnapshotError, SnapshotStore};
 use tokio::time::Instant;
 
-use super::{backoff, row::SnapshotRow, try_record};
+use super::{backoff, found, row::SnapshotRow, try_record};
 use crate::{
     clock,
     engine::Shared,
@@ -29,7 +29,14 @@ pub(super) async fn run(shared: &Arc<Shared>) {
     // What an earlier process has left is swept.
     let mut sweep = Sweep { last: shared.clock.now(), is_needed: true };
     let (mut tries, mut looked) = (0, None::<Instant>);
+    let mut has_all = false;
     loop {
+        if !has_all {
+            match found::record_unrecorded(shared, &store).await {
+                Ok(()) => has_all = true,
+                Err(error) => tracing::debug!(%error, "can't look for snapshots in the store"),
+            }
+        }
         let now = shared.clock.now();
         if looked.is_none_or(|looked| now >= looked + INTERVAL) {
             looked = Some(now);
@@ -47,6 +54,8 @@ pub(super) async fn run(shared: &Arc<Shared>) {
         if sweep.is_due(shared.clock.now()) {
             let is_needed = !sweep_store(&store).await;
             sweep = Sweep { last: shared.clock.now(), is_needed };
+            // A directory that was not mounted looks like an empty store.
+            has_all = false;
         }
         let next = if tries > 0 { backoff::wait(tries).min(INTERVAL) } else { INTERVAL };
         tokio::select! {

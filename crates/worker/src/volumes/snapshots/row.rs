@@ -6,7 +6,7 @@ use caddis_api::{
     AppName, SnapshotId, UnixMillis, VolumeId,
     volume::{Filesystem, SnapshotStatus},
 };
-use caddis_snapshot::SnapshotName;
+use caddis_snapshot::{Snapshot, SnapshotName};
 use serde::{Deserialize, Serialize};
 
 use super::job::Taken;
@@ -108,6 +108,17 @@ impl SnapshotRow {
             digest: String::new(),
             generation: None,
         }
+    }
+
+    /// One that is in the store and was not recorded, of a volume that is as it was then but for
+    /// what the store knows.
+    pub(super) fn found(volume: &VolumeRow, snapshot: &Snapshot) -> Self {
+        let id = snapshot.name.id.clone();
+        let mut row = Self::new(id, volume, snapshot.created_at.into());
+        row.encrypted = snapshot.encrypted;
+        let (generation, still) = (None, None);
+        row.is_taken(&Taken { snapshot: snapshot.clone(), generation, still });
+        row
     }
 
     /// Where it is in the store.

@@ -169,6 +169,22 @@ impl Fixture {
         database.query_row("SELECT count(*) FROM snapshots", [], |row| row.get(0)).unwrap()
     }
 
+    /// Waits until a snapshot is neither recorded nor in the store any more, while time passes.
+    pub async fn until_forgotten(&self, id: &SnapshotId) {
+        let is_recorded = || {
+            let database = rusqlite::Connection::open(self.database()).unwrap();
+            let text = "SELECT count(*) FROM snapshots WHERE id = ?1";
+            let count: i64 = database.query_row(text, [id.as_str()], |row| row.get(0)).unwrap();
+            count > 0
+        };
+        let deadline = tokio::time::Instant::now() + TIMEOUT;
+        while is_recorded() || !self.stored_files(id.as_str()).is_empty() {
+            assert!(tokio::time::Instant::now() < deadline, "{id} is not removed");
+            self.clock.advance(Duration::from_secs(30));
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
     /// Waits until nobody has the files of a volume open: a program that is just ending may.
     pub async fn until_unused(&self, volume: &VolumeId) {
         let deadline = tokio::time::Instant::now() + TIMEOUT;
