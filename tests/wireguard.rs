@@ -31,7 +31,10 @@ async fn until_got(computer: &Computer, host: &str, when: &str) -> Result<()> {
     let begun = Instant::now();
     loop {
         match get(computer, host) {
-            Ok(page) => return Ok(ensure!(page == PAGE, "{when}: {page}")),
+            Ok(page) => {
+                ensure!(page == PAGE, "{when}: {page}");
+                return Ok(());
+            }
             Err(error) if begun.elapsed() > DEADLINE => return Err(error).context(when.to_owned()),
             // Lets the runtime see the end of the server.
             Err(_) => tokio::task::yield_now().await,
