@@ -17,7 +17,7 @@ packages=(
     skopeo             # pushes images and makes archives
     mmdebstrap         # builds a real distribution's tree
     zstd jq curl openssl
-    sqlite3            # a database whose volume loses its power
+    sqlite3 fio        # what writes to a volume that loses its power
     strace             # what the server runs and syncs during a start
     systemd            # systemd-analyze, which checks the unit; it is not started
     python3-venv       # schemathesis, which makes up requests to the API

@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use base64::Engine as _;
-use caddis_testkit::{Host, Machine, images};
+use caddis_testkit::{Host, Machine, Options, images};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -241,7 +241,9 @@ async fn take(
 #[tokio::test]
 async fn no_acknowledged_transaction_is_lost_and_each_snapshot_is_a_database() -> Result<()> {
     let host = Host::new().await?;
-    let stand = Stand::new(&host).await?;
+    // A volume that is deleted counts for a day.
+    let arguments = ["--volume-gb", "2000"].map(str::to_owned).to_vec();
+    let stand = Stand::with(&host, Options { arguments, ..Options::default() }).await?;
     let image = stand.registry.push(&images::postgres()?, "postgres:1")?;
     let data = begin(&stand, json!({ "name": "data", "size_gb": 1 })).await?;
     let machine = database(&stand, &image, &data).await?;

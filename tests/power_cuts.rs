@@ -2,6 +2,7 @@
 //! program was told is on the disk is there, the file system is whole, and no fault is passed on.
 
 use std::{
+    collections::BTreeSet,
     ffi::OsStr,
     fs::{self, File},
     path::{Path, PathBuf},
@@ -34,35 +35,34 @@ use log::Log;
 const SEED: u64 = 21;
 /// Between two looks whether a VM stands still.
 const LOOK: Duration = Duration::from_millis(20);
-/// Size of the file that is synced with each row, 512 bytes each.
-const BLOCKS: usize = 40;
+/// What fio writes to a file beside each row, and finds again there.
+const FIO: &str = "--output-format=terse --size=64k --bs=4k --rw=randwrite --verify=crc32c \
+                   --verify_state_save=0";
 
-/// A machine whose root disk has a database beside busybox.
+/// A machine whose root disk has a database and fio beside busybox.
 fn machine<'a>(host: &'a QemuHost, driver: &'a dyn Vmm) -> Result<Machine<'a>> {
     let mut machine = Machine::new(host, driver, "m1")?;
-    let (tree, image) = (host.data.join("tree"), host.data.join("sqlite.img"));
+    let (tree, image) = (host.data.join("tree"), host.data.join("programs.img"));
     if !image.exists() {
         let copy = |file: &str| -> Result<()> {
             let to = tree.join(file.trim_start_matches('/'));
             fs::create_dir_all(to.parent().context("a directory")?)?;
             fs::copy(file, to).with_context(|| format!("copying {file}")).map(drop)
         };
-        copy("/usr/bin/sqlite3")?;
-        let libraries = run(["ldd", "/usr/bin/sqlite3"])?;
-        libraries.split_whitespace().filter(|word| word.starts_with('/')).try_for_each(copy)?;
+        for program in ["/usr/bin/sqlite3", "/usr/bin/fio"] {
+            copy(program)?;
+            let libraries = run(["ldd", program])?;
+            libraries.split_whitespace().filter(|word| word.starts_with('/')).try_for_each(copy)?;
+        }
         let words = ["mke2fs", "-q", "-t", "ext4", "-d"].map(str::to_owned);
-        let rest = [tree.to_string_lossy(), image.to_string_lossy(), "64M".into()];
+        let rest = [tree.to_string_lossy(), image.to_string_lossy(), "256M".into()];
         run(words.into_iter().chain(rest.map(|word| word.into_owned())))?;
     }
     machine.spec.disks[0].format = DiskFormat::Overlay(image);
     Ok(machine)
 }
 
-async fn begin(
-    machine: &Machine<'_>,
-    mount: Mount<'_>,
-    secret: bool,
-) -> Result<(Running, Layers)> {
+async fn begin(machine: &Machine<'_>, mount: Mount<'_>, secret: bool) -> Result<(Running, Layers)> {
     let (vm, mounts) = machine.launch(&[mount]).await?;
     let layers = Layers::connect(&machine.spec.directory, secret)?;
     let running = machine.configure(vm, mounts).await?;
@@ -70,14 +70,23 @@ async fn begin(
     Ok((running, layers))
 }
 
-/// Adds a row to a database and a file beside it, both synced when it returns: `extra`, since a
-/// rollback journal is removed to commit, and `full` does not sync the directory of that.
+/// What fio is told of a file of a directory: each file has its own order of blocks, and content.
+fn file(directory: &str, number: usize) -> String {
+    format!("--name=file-{number} --filename={directory}/file-{number} --randseed={number}")
+}
+
+/// Adds a row to a database and a file of fio's beside it, both synced when it returns: `extra`,
+/// since a rollback journal is removed to commit, and `full` does not sync the directory of that.
+/// The blocks of the file are written in any order, several at a time, and synced now and then.
 async fn write(vm: &Running, number: usize) -> Result<()> {
+    // Every second file by the page cache.
+    let direct = number % 2;
+    let file = file("/data", number);
     let line = format!(
         "sqlite3 /data/db 'pragma synchronous = extra; \
          insert into rows values ({number}, randomblob(3000))' && \
-         yes {number} | dd of=/data/file-{number} bs=512 count={BLOCKS} iflag=fullblock \
-         conv=fsync 2>/dev/null"
+         fio {FIO} {file} --ioengine=libaio --iodepth=4 --direct={direct} --fdatasync=8 \
+         --do_verify=0 --end_fsync=1 && sync /data/file-{number} /data"
     );
     vm.shell(&line).await.map(drop)
 }
@@ -95,13 +104,15 @@ struct Remains<'a> {
     tree: PathBuf,
     /// What opens it, if it is encrypted.
     passphrase: Option<&'a str>,
+    /// What fio has found to be right of its files. Each is written once.
+    files: Vec<Vec<u8>>,
 }
 
 impl<'a> Remains<'a> {
     fn new(host: &QemuHost, passphrase: Option<&'a str>) -> Self {
         let [disk, raw, tree] =
             ["remains.qcow2", "remains", "found"].map(|name| host.data.join(name));
-        Self { disk, raw, tree, passphrase }
+        Self { disk, raw, tree, passphrase, files: Vec::new() }
     }
 
     /// What a command of `qemu-img` says of it, with what stands before and behind it.
@@ -142,13 +153,23 @@ impl<'a> Remains<'a> {
         let (count, last) = numbers.split_once('|').context("two numbers")?;
         ensure!(verdict == "ok" && count.parse::<usize>()? >= written, "{said}, not {written}");
         ensure!(written == 0 || count == last, "{said}");
-        for number in 1..=written {
-            let found = fs::read(self.tree.join(format!("file-{number}")))?;
-            let mut expected = format!("{number}\n").repeat(512 * BLOCKS).into_bytes();
-            expected.truncate(512 * BLOCKS);
-            ensure!(found == expected, "file {number}");
+        for (number, expected) in (1..=written).zip(&self.files) {
+            ensure!(self.file(number)? == *expected, "file {number}");
         }
         Ok(())
+    }
+
+    fn file(&self, number: usize) -> Result<Vec<u8>> {
+        Ok(fs::read(self.tree.join(format!("file-{number}")))?)
+    }
+
+    /// Has fio verify all files of its up to a number, after [`Self::have`]: what they hold.
+    fn verified(&self, written: usize) -> Result<Vec<Vec<u8>>> {
+        let tree = self.tree.to_string_lossy();
+        let files = (1..=written).map(|number| format!(" {} {FIO}", file(&tree, number)));
+        let files: Vec<_> = files.map(|file| format!("{file} --verify_only=1")).collect();
+        run(format!("fio --thread{}", files.concat()).split(' '))?;
+        (1..=written).map(|number| self.file(number)).collect()
     }
 }
 
@@ -166,7 +187,15 @@ fn cut_everywhere(
     acknowledged: &[u64],
     passphrase: Option<&str>,
 ) -> Result<()> {
-    let remains = Remains::new(host, passphrase);
+    let mut remains = Remains::new(host, passphrase);
+    // With all of it there. fio takes long to start, so it is not asked again for each cut.
+    fs::copy(initial, &remains.disk)?;
+    let disk = File::options().read(true).write(true).open(&remains.disk)?;
+    log.entries.iter().try_for_each(|entry| log.apply(entry, &disk))?;
+    let rows = acknowledged.len() - 1;
+    remains.have(Some(rows))?;
+    remains.files = remains.verified(rows)?;
+
     let (base, mut random) = (host.data.join("flushed.qcow2"), StdRng::seed_from_u64(SEED));
     fs::copy(initial, &base)?;
     let flushed = File::options().read(true).write(true).open(&base)?;
@@ -185,25 +214,30 @@ fn cut_everywhere(
             pending.push(*entry);
             continue;
         }
+        // Without any of them it is what it was after the last flush, with all what comes next.
+        let mut tried = BTreeSet::from([vec![false; pending.len()], vec![true; pending.len()]]);
         for _ in 0..samples {
-            if pending.is_empty() {
-                continue;
+            let length = random.random_range(0..=pending.len());
+            let first = (0..pending.len()).map(|index| index < length).collect();
+            let some = |entry: &log::Entry| entry.is_durable() || random.random_bool(0.5);
+            let some = pending.iter().map(some).collect();
+            for (chosen, what) in [(first, "in order"), (some, "out of order")] {
+                if !tried.insert(Vec::clone(&chosen)) {
+                    continue;
+                }
+                let chosen = pending.iter().zip(chosen).filter(|(_, chosen)| *chosen);
+                let entries: Vec<_> = chosen.map(|(entry, _)| *entry).collect();
+                cut(&entries, guaranteed, what)?;
             }
-            let first = &pending[..random.random_range(0..pending.len())];
-            cut(first, guaranteed, "in order")?;
-            let some: Vec<_> = pending
-                .iter()
-                .filter(|entry| entry.is_durable() || random.random_bool(0.5))
-                .copied()
-                .collect();
-            cut(&some, guaranteed, "out of order")?;
         }
-        pending.drain(..).try_for_each(|entry| log.apply(&entry, &flushed))?;
-        guaranteed = written_at(acknowledged, entry.end);
-        cut(&[], guaranteed, "after a flush")?;
+        let before = std::mem::replace(&mut guaranteed, written_at(acknowledged, entry.end));
+        if !pending.is_empty() || guaranteed != before {
+            pending.drain(..).try_for_each(|entry| log.apply(&entry, &flushed))?;
+            cut(&[], guaranteed, "after a flush")?;
+        }
     }
     eprintln!("{cuts} power cuts in {} entries", log.entries.len());
-    ensure!(guaranteed == Some(acknowledged.len() - 1), "{guaranteed:?} of {acknowledged:?}");
+    ensure!(guaranteed == Some(rows), "{guaranteed:?} of {acknowledged:?}");
     Ok(())
 }
 
@@ -300,6 +334,7 @@ async fn a_fault_of_the_disk_at_any_request_stops_the_vm_and_is_never_the_guest_
         let remains = Remains::new(host, passphrase.as_deref());
         fs::copy(disk_of(host, &volume), &remains.disk)?;
         remains.have(Some(number))?;
+        remains.verified(number)?;
         driver.close().await;
         Ok(())
     })
