@@ -169,6 +169,8 @@ pub struct Guest {
     pub kernel_args: Option<Vec<String>>,
     /// Old place of `rootfs.persist`.
     pub persist_rootfs: Option<Value>,
+    /// What its host has to have; no host has any of it.
+    pub required_host_features: Option<Vec<String>>,
 }
 
 /// Start parameters.

@@ -172,6 +172,11 @@ fn complete_guest(
     if guest.gpus.is_some_and(|gpus| gpus > 0) {
         return Err(ApiError::invalid("invalid config.guest.gpus, this server offers no GPUs"));
     }
+    if let Some(feature) = guest.required_host_features.iter().flatten().next() {
+        return Err(ApiError::invalid(format!(
+            "invalid config.guest.required_host_features, no host of this server has '{feature}'"
+        )));
+    }
     raw.remove("size");
     let entry = raw.entry("guest").or_insert_with(|| json!({}));
     if let Value::Object(map) = entry {

@@ -49,6 +49,10 @@ fn names_the_field_and_the_limit() {
         (json!({"image": "a", "guest": {"memory_mb": 4096}}), "cannot exceed 2048 MiB"),
         (json!({"image": "a", "guest": {"memory_mb": 300}}), "multiple of 256"),
         (json!({"image": "a", "guest": {"memory_mb": 1e30}}), "invalid config.guest.memory_mb"),
+        (
+            json!({"image": "a", "guest": {"required_host_features": ["fast"]}}),
+            "invalid config.guest.required_host_features, no host of this server has 'fast'",
+        ),
         (json!({"image": "a", "size": "shared-cpu-99999999999x"}), "invalid config.size"),
         (json!({"image": "a", "stop_config": {"timeout": "301s"}}), "cannot exceed 300s"),
         (json!({"image": "a", "stop_config": {"signal": "SIGFOO"}}), "stop_config.signal"),
