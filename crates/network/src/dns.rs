@@ -207,12 +207,13 @@ fn refusal(question: &Message, code: ResponseCode) -> Option<Vec<u8>> {
     response(question, code).to_vec().ok()
 }
 
-/// What answers to a message begin with.
+/// What answers to a message begin with. One with thousands of queries, which is refused, has the
+/// first of them in its answer, so that this fits into a datagram.
 fn response(question: &Message, code: ResponseCode) -> Message {
     let mut answer = Message::error_msg(question.metadata.id, question.metadata.op_code, code);
     answer.metadata.recursion_desired = question.metadata.recursion_desired;
     answer.metadata.recursion_available = true;
-    answer.add_queries(question.queries.iter().cloned());
+    answer.add_queries(question.queries.iter().take(1).cloned());
     answer
 }
 

@@ -236,3 +236,6 @@ fn run(datagrams: &[(Buffer, Endpoint)]) -> usize {
     }
     count
 }
+
+#[cfg(test)]
+mod tests;

@@ -78,7 +78,7 @@ async fn answer_of(server: &Server, message: &Message, transport: Transport) -> 
     };
     let answer = Message::from_vec(&answer).unwrap();
     assert_eq!(answer.metadata.id, 77);
-    assert_eq!(answer.queries, message.queries, "the query is repeated as it was");
+    assert_eq!(answer.queries, message.queries[..1], "the query is repeated as it was");
     assert_eq!(answer.edns.is_some(), message.edns.is_some());
     assert!(answer.metadata.recursion_desired && answer.metadata.recursion_available);
     answer

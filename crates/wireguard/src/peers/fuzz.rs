@@ -25,7 +25,7 @@ fn cases() -> (u32, StdRng) {
     let seed = std::env::var("CADDIS_SEED").ok().and_then(|seed| seed.parse().ok());
     let seed = seed.unwrap_or_else(rand::random);
     println!("CADDIS_SEED={seed}");
-    let cases = if std::env::var_os("CADDIS_SOAK").is_some() { 3_000_000 } else { 20_000 };
+    let cases = if std::env::var_os("CADDIS_SOAK").is_some() { 20_000_000 } else { 20_000 };
     (cases, StdRng::seed_from_u64(seed))
 }
 
