@@ -112,6 +112,11 @@ impl Connection {
         }
     }
 
+    /// Ends when the connection broke.
+    pub(crate) async fn broken(&self) {
+        self.monitor.broken().await;
+    }
+
     /// A request begins.
     pub(crate) fn begin_request(self: &Arc<Self>, version: Version) -> InProgress {
         if version == Version::HTTP_2 {

@@ -54,8 +54,9 @@ async fn splice<S: AsyncRead + AsyncWrite + Unpin>(
             Some(taken) => taken,
             None => tokio::select! {
                 taken = search.take() => taken?,
-                // Whoever left needs nothing, and it is nobody's error.
-                () = connection.left(core) => return Ok(()),
+                // Whoever left needs nothing, and it is nobody's error. That the client has said all
+                // it has to say does not mean that.
+                () = connection.broken() => return Ok(()),
             },
         };
         // Before it connects: what is cut meanwhile is this connection too.
@@ -70,7 +71,7 @@ async fn splice<S: AsyncRead + AsyncWrite + Unpin>(
                 } else if candidate.was_started_within(core.config.recently_started) {
                     tokio::select! {
                         ready = search.wait_until_ready(&candidate, failure) => ready?,
-                        () = connection.left(core) => return Ok(()),
+                        () = connection.broken() => return Ok(()),
                     }
                 } else {
                     core.report(app, &failure, None);

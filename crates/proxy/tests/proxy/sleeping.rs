@@ -200,6 +200,43 @@ async fn an_idle_timeout_never_cuts_a_stream_and_counts_from_its_end() {
 }
 
 #[tokio::test]
+async fn an_idle_timeout_counts_from_when_a_machine_is_ready_however_long_that_takes() {
+    let world = World::new();
+    let address = address();
+    world.machines.on_wake("a1", || async { Ok(()) });
+    let route = |state| {
+        let mut route = machine("a1", address, state);
+        route.services[0].autostop = Autostop::Suspend;
+        route.services[0].idle_timeout = Some(IDLE);
+        route
+    };
+    world.apply(vec![route(MachineState::Stopped)]);
+    let mut client = TcpStream::connect(world.http).await.unwrap();
+    client.write_all(get("/").as_bytes()).await.unwrap();
+    eventually("the start", || world.machines.wakes().len() == 1).await;
+    world.apply(vec![route(MachineState::Started)]);
+    // Nobody waits for it any more.
+    drop(client);
+    eventually("its place is free", || world.waiting() == 0).await;
+    tokio::time::pause();
+    settle().await;
+    tokio::time::advance(IDLE * 2).await;
+    settle().await;
+    tokio::time::resume();
+    let upstream = Upstream::http_at(address, "late").await;
+    eventually("it is ready", || upstream.connections() > 0).await;
+    tokio::time::pause();
+    settle().await;
+    tokio::time::advance(IDLE - Duration::from_millis(500)).await;
+    settle().await;
+    assert!(world.machines.sleeps().is_empty());
+    tokio::time::advance(Duration::from_secs(1)).await;
+    tokio::time::resume();
+    world.machines.until_asleep(1).await;
+    assert_eq!(world.machines.wakes().len(), 1);
+}
+
+#[tokio::test]
 async fn a_machine_that_slept_is_started_by_the_next_request() {
     let upstream = Upstream::http("one").await;
     let world = World::new();

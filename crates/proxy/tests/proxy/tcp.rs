@@ -1,6 +1,6 @@
 //! Connections whose bytes are passed on as they are.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use caddis_proxy::*;
 use tokio::{
@@ -28,7 +28,11 @@ pub fn own(world: &World, route: MachineRoute) -> SocketAddr {
 
 /// Tells all that it got once the client has ended, and ends.
 async fn telling() -> Upstream {
-    Upstream::serve(|mut stream, _| async move {
+    telling_at(address()).await
+}
+
+async fn telling_at(address: IpAddr) -> Upstream {
+    Upstream::serve_at(address, |mut stream, _| async move {
         let mut got = Vec::new();
         stream.read_to_end(&mut got).await.unwrap();
         stream.write_all(b"got ").await.unwrap();
@@ -55,6 +59,23 @@ async fn half_close_is_carried_from_client_to_machine() {
     eventually("the end", || world.open_streams("a1") == 0).await;
     let counters = world.proxy.counters("app").unwrap();
     assert_eq!((counters.machines[0].bytes_in, counters.machines[0].bytes_out), (5, 9));
+}
+
+#[tokio::test]
+async fn a_client_that_has_said_all_it_has_to_say_waits_for_its_machine() {
+    let world = World::new();
+    let address = address();
+    world.machines.on_wake("a1", || async { Ok(()) });
+    let mut route = stopped("a1", address);
+    route.services = vec![service(vec![port(EXTERNAL, Handlers::default())])];
+    let mut client = TcpStream::connect(own(&world, route)).await.unwrap();
+    client.write_all(b"hello").await.unwrap();
+    client.shutdown().await.unwrap();
+    eventually("the start", || world.machines.wakes().len() == 1).await;
+    let _upstream = telling_at(address).await;
+    let mut answer = String::new();
+    in_time("the answer", client.read_to_string(&mut answer)).await.unwrap();
+    assert_eq!(answer, "got hello");
 }
 
 #[tokio::test]

@@ -105,8 +105,7 @@ pub async fn run(clone: Clone, session: &Session) -> Result<(), CliError> {
         // One that goes with its program is gone when that has failed.
         unfinished.over = auto_destroy && matches!(outcome, Err(CliError::Failed { .. }));
         if outcome? == Outcome::Runs {
-            health::follow(printer, &client, &app, &choice::get(&client, &app, id.as_str()).await?)
-                .await?;
+            health::follow_new(session, &client, &app, id).await?;
         }
     }
     unfinished.over = true;

@@ -122,8 +122,7 @@ pub async fn run(create: Create, launched: bool, session: &Session) -> Result<()
         return Ok(());
     }
     printer.out("==> Monitoring health checks")?;
-    let machine = choice::get(&client, &app, created.id.as_str()).await?;
-    health::follow(printer, &client, &app, &machine).await?;
+    health::follow_new(session, &client, &app, &created.id).await?;
     unfinished.over = true;
     printer.out("\nMachine started, you can connect via the following private ip")?;
     printer.out(format_args!("  {}", created.private_ip))?;

@@ -3,18 +3,35 @@
 use std::time::Duration;
 
 use caddis_api::{
-    Machine, MachineState,
+    Machine, MachineId, MachineState,
     machine::{CheckState, CheckStatus},
 };
 use caddis_client::Client;
 use tokio::time::{Instant, sleep};
 
 use super::choice;
-use crate::{CliError, Printer};
+use crate::{CliError, Printer, Session};
 
 /// How long they may take, and how often they are looked at: the reference's figures.
 const TIMEOUT: Duration = Duration::from_secs(300);
 const OFTEN: Duration = Duration::from_secs(1);
+
+/// The same as [`follow`] for a machine that was just made. It is leased meanwhile, since nobody
+/// uses it yet: it would be put to sleep if its checks took longer than its idle timeout.
+pub async fn follow_new(
+    session: &Session,
+    client: &Client,
+    app: &str,
+    id: &MachineId,
+) -> Result<(), CliError> {
+    let machine = choice::get(client, app, id.as_str()).await?;
+    if machine.checks.as_ref().is_some_and(|checks| !checks.is_empty()) {
+        session.lease(client, app, &machine).await?;
+    }
+    let followed = follow(&session.printer, client, app, &machine).await;
+    session.release_lease(id).await;
+    followed
+}
 
 /// Waits until all of a machine's checks pass.
 pub async fn follow(
