@@ -23,7 +23,6 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::warn;
 
-pub(crate) use self::vm::Line;
 use self::{adopt::find, pool::Pool, seat::QemuSeat, template::Templates, vm::QemuVm};
 use crate::{
     Capabilities, Disk, Isolation, LaunchSpec, Patch, Seat, Shape, SlotPool, Vm, Vmm, VmmError,

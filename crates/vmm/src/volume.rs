@@ -1,10 +1,10 @@
 //! Volumes of a VM: disks whose files are handed to the driver open.
 
-use std::{fmt, os::fd::OwnedFd, path::PathBuf, sync::Arc};
+use std::{any::Any, fmt, os::fd::OwnedFd, path::PathBuf, sync::Arc};
 
 use zeroize::Zeroizing;
 
-use crate::{DiskRole, VmmError, qemu::Line};
+use crate::{DiskRole, VmmError};
 
 /// A volume that a VM is given.
 #[derive(Debug, Clone)]
@@ -72,8 +72,8 @@ pub struct PreparedSnapshot {
     pub(crate) previous: Option<String>,
     /// Dirty bitmaps that are to record no more once the instant has come.
     pub(crate) bitmaps: Vec<String>,
-    /// The connection over which the VM is told the instant.
-    pub(crate) line: Option<Line>,
+    /// The driver's own: the connection over which the VM is told the instant.
+    pub(crate) line: Option<Box<dyn Any + Send>>,
 }
 
 /// A snapshot whose instant has come, and which can't be read yet. The VM can't be told anything

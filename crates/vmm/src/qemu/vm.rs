@@ -1,7 +1,8 @@
 //! A running VM process of a machine.
 
 use std::{
-    fmt, io,
+    any::Any,
+    io,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::{
@@ -134,19 +135,20 @@ impl QemuVm {
 }
 
 /// A connection to QEMU, and the turn to tell it anything.
-pub(crate) struct Line {
+struct Line {
     qmp: Qmp,
     _turn: Turn,
 }
 
-impl fmt::Debug for Line {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Line").finish_non_exhaustive()
+impl Line {
+    /// What a step of a snapshot has left for the next one.
+    fn of(left: Option<Box<dyn Any + Send>>) -> Result<Self, VmmError> {
+        let line = left.and_then(|left| left.downcast().ok()).map(|line| *line);
+        line.ok_or_else(|| {
+            let other = io::Error::other("it was prepared by another driver");
+            VmmError::io("begin a snapshot")(other)
+        })
     }
-}
-
-fn no_line() -> VmmError {
-    VmmError::io("begin a snapshot")(io::Error::other("it was prepared by another driver"))
 }
 
 /// Calls off what it was given to, when it is dropped.
@@ -230,7 +232,7 @@ impl Vm for QemuVm {
         let prepare =
             move |qmp: &mut Qmp, at: &Path| volumes::prepare_snapshot(qmp, at, index, &point);
         let (bitmaps, line) = self.open_line(prepare).await?;
-        Ok(PreparedSnapshot { id, previous, bitmaps, line: Some(line) })
+        Ok(PreparedSnapshot { id, previous, bitmaps, line: Some(Box::new(line)) })
     }
 
     async fn begin_snapshot(
@@ -239,10 +241,10 @@ impl Vm for QemuVm {
         prepared: PreparedSnapshot,
     ) -> Result<BegunSnapshot, VmmError> {
         let mut prepared = prepared;
-        let line = prepared.line.take().ok_or_else(no_line)?;
+        let line = Line::of(prepared.line.take())?;
         let begin = move |qmp: &mut Qmp, at: &Path| volumes::begin_snapshot(qmp, at, index);
         let ((), line) = self.tell_over(line, begin).await?;
-        Ok(BegunSnapshot(PreparedSnapshot { line: Some(line), ..prepared }))
+        Ok(BegunSnapshot(PreparedSnapshot { line: Some(Box::new(line)), ..prepared }))
     }
 
     async fn export_snapshot(
@@ -254,7 +256,7 @@ impl Vm for QemuVm {
         let export = move |qmp: &mut Qmp, at: &Path| {
             volumes::export_snapshot(qmp, at, index, previous.as_deref(), &bitmaps)
         };
-        let (export, _) = self.tell_over(line.ok_or_else(no_line)?, export).await?;
+        let (export, _) = self.tell_over(Line::of(line)?, export).await?;
         Ok(export)
     }
 
