@@ -356,8 +356,7 @@ async fn why_a_vm_stands_still_is_told_of_each_fault_whatever_has_failed_before(
             )
         };
         vm.shell(&write('a')).await?;
-        // The first is seen by this test, the second by nobody, and the third when the listener has
-        // the VM go on to hear why it stands still.
+        // The first is seen by this test, the second by nobody, and the others by the listener.
         let (full, error) = (libc::ENOSPC, libc::EIO);
         layers.fail("write_aio", 1, &[full, error, error, full, error])?;
         let line = write('b');
@@ -373,8 +372,9 @@ async fn why_a_vm_stands_still_is_told_of_each_fault_whatever_has_failed_before(
             ensure!(status == "nospace", "QEMU tells of the first error only: {status}");
             drop(layers);
             let mut pause = vm.vm.pause();
-            for expected in [Some(Pause::DiskError), Some(Pause::DiskFull), Some(Pause::DiskError)]
-            {
+            // What nobody has seen is taken for the first until the VM is told to go on.
+            let (full, error) = (Some(Pause::DiskFull), Some(Pause::DiskError));
+            for expected in [full, error, full, error] {
                 let told = pause.wait_for(|pause| *pause == expected);
                 timeout(DEADLINE, told).await.with_context(|| format!("{expected:?}"))??;
                 vm.vm.unpause().await?;

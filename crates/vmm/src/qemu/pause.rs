@@ -5,10 +5,12 @@
 //! way to whoever wants to tell QEMU something ([`Orders::turn`]), connects anew afterwards, and
 //! asks what came about meanwhile.
 //!
-//! Why a VM stands still is told by the event of the request that failed, and by nothing else: the
-//! `io-status` of a device stays at its first error, since `cont` resets it only of devices whose
-//! block backend has a name. So nobody but the listener has such a VM go on, which hears why the
-//! request fails if it fails again. Where it has missed the event it does that, too.
+//! Why a VM stands still is told by the event of the request that failed. So nobody but the
+//! listener has such a VM go on, which hears why the request fails if it fails again. Where it has
+//! missed the event it goes by the `io-status` of devices, until the VM is told to go on: that
+//! stays at the first error of a device, since `cont` resets it only of devices whose block backend
+//! has a name. It does not have the VM go on by itself to know better: on a full disk the VM would
+//! take what others need to make room.
 
 use std::{
     future::pending,
@@ -133,8 +135,15 @@ async fn hear(
     let status = lines.ask("query-status", &mut heard).await?;
     if status.get("status").and_then(Value::as_str) != Some(IO_ERROR) {
         heard.tell(None).await;
-    } else if retry.load(Ordering::Relaxed) || pause.borrow().is_none() {
+    } else if retry.load(Ordering::Relaxed) {
         lines.ask("cont", &mut heard).await?;
+    } else if pause.borrow().is_none() {
+        let disks = lines.ask("query-block", &mut heard).await?;
+        let disks = disks.as_array().into_iter().flatten();
+        let full = disks
+            .filter_map(|disk| disk.get("io-status")?.as_str())
+            .any(|status| status == "nospace");
+        heard.tell(Some(if full { Pause::DiskFull } else { Pause::DiskError })).await;
     }
     // Only now: all of this may be given up for a turn, and begins anew then.
     retry.store(false, Ordering::Relaxed);
@@ -327,15 +336,21 @@ mod tests {
         let turn = orders.turn().await;
         qemu.until_closed().await;
         drop(turn);
-        // Nobody knows why, so the request is tried again, and that it goes on is no news.
+        // What came about meanwhile is asked for.
         let mut qemu = Played::accept(&socket).await;
         qemu.answer("query-status", r#"{"status": "io-error"}"#).await;
-        qemu.answer("cont", "{}").await;
+        qemu.answer("query-block", r#"[{"io-status": "ok"}, {"io-status": "failed"}]"#).await;
+        pause.wait_for(|pause| *pause == Some(Pause::DiskError)).await.unwrap();
+        drop(qemu);
+        let mut qemu = Played::accept(&socket).await;
+        qemu.answer("query-status", r#"{"status": "running"}"#).await;
+        pause.wait_for(Option::is_none).await.unwrap();
+        drop(qemu);
+        let mut qemu = Played::accept(&socket).await;
+        qemu.answer("query-status", r#"{"status": "io-error"}"#).await;
+        qemu.answer("query-block", r#"[{"io-status": "nospace"}]"#).await;
+        pause.wait_for(|pause| *pause == Some(Pause::DiskFull)).await.unwrap();
         pause.borrow_and_update();
-        qemu.say(r#"{"event": "RESUME"}"#).await;
-        qemu.say(ERROR).await;
-        pause.changed().await.unwrap();
-        assert_eq!(*pause.borrow_and_update(), Some(Pause::DiskError));
 
         // Another connection changes nothing of what is known, until somebody has it go on.
         drop(qemu);
@@ -348,10 +363,11 @@ mod tests {
         let mut qemu = Played::accept(&socket).await;
         qemu.answer("query-status", r#"{"status": "io-error"}"#).await;
         qemu.answer("cont", "{}").await;
+        // It fails again, so that it went on is no news.
         qemu.say(r#"{"event": "RESUME"}"#).await;
-        qemu.say(FULL).await;
+        qemu.say(ERROR).await;
         pause.changed().await.unwrap();
-        assert_eq!(*pause.borrow_and_update(), Some(Pause::DiskFull));
+        assert_eq!(*pause.borrow_and_update(), Some(Pause::DiskError));
         drop(qemu);
         let mut qemu = Played::accept(&socket).await;
         qemu.answer("query-status", r#"{"status": "running"}"#).await;
