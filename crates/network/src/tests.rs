@@ -110,6 +110,12 @@ impl Place {
         Network::inspect(&self.run, self.data.path(), &[]).await.unwrap().unwrap()
     }
 
+    /// The pool, as `caddis doctor` says it.
+    async fn pool(&self) -> Result<String, NetworkError> {
+        let found = Network::find_pool(&self.run, self.data.path(), &self.state_file(), None).await;
+        found.map(|pool| pool.to_string())
+    }
+
     /// The same without what is noted of hosts.
     fn claims(&self) -> Vec<String> {
         self.files().into_iter().filter(|name| !name.starts_with("forwarding-")).collect()
