@@ -2,6 +2,7 @@
 //! with its thread.
 
 mod egress;
+mod matrix;
 mod peers;
 mod policies;
 mod recovery;
