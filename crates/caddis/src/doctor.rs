@@ -7,7 +7,6 @@ use std::{
 };
 
 use anyhow::Result;
-use caddis_network::Network;
 use caddis_vmm::{
     boot::{self, BootSource},
     cgroup::{CgroupRoot, Version},
@@ -25,6 +24,7 @@ use crate::{
     settings::{AcceleratorChoice, ServeArguments, Settings, default_volume_gib},
 };
 
+mod network;
 mod services;
 mod snapshots;
 mod wireguard;
@@ -96,11 +96,11 @@ struct Report {
 /// Runs it. The exit code is 0 when nothing has failed.
 pub async fn run(arguments: DoctorArguments) -> Result<ExitCode> {
     let settings = arguments.serve.resolve()?;
-    let (server, network) = (server(&settings.data_dir).await, network(&settings).await);
-    let snapshots = snapshots::check(&settings).await;
+    let (server, network) = (server(&settings.data_dir).await, network::check(&settings).await);
+    let (snapshots, pool) = (snapshots::check(&settings).await, network::pool(&settings).await);
     let checks = move || checks(&settings).into_iter().chain(wireguard::check(&settings)).collect();
     let mut checks: Vec<_> = tokio::task::spawn_blocking(checks).await?;
-    checks.extend([snapshots, network]);
+    checks.extend([snapshots, pool, network]);
     checks.extend(server);
     let ok = checks.iter().all(|check| check.status != Status::Failed);
     let report = Report { ok, checks, not_yet_tested: NOT_YET_TESTED };
@@ -375,28 +375,6 @@ fn forwarding() -> Check {
     match (v4, v6) {
         (true, true) => Check::ok(name, "on"),
         _ => Check::ok(name, "off; caddis serve turns it on, caddis host clean off again"),
-    }
-}
-
-/// What an installation that is there has on its host.
-async fn network(settings: &Settings) -> Check {
-    let name = "network";
-    let data_dir = &settings.data_dir;
-    let data_dir = data_dir.canonicalize().unwrap_or_else(|_| data_dir.to_owned());
-    let run_directory = Path::new(caddis_network::RUN_DIRECTORY);
-    let pools = &settings.traffic.egress_addresses;
-    match Network::inspect(run_directory, &data_dir, pools).await {
-        Ok(None) => Check::ok(name, "not set up yet; caddis serve sets it up"),
-        Ok(Some(missing)) if missing.is_empty() => Check::ok(name, "set up"),
-        Ok(Some(missing)) => Check::failed(
-            name,
-            format!(
-                "another program removed part of it ({}): machines can't reach other networks",
-                missing.join(", ")
-            ),
-            "start caddis serve, which restores it",
-        ),
-        Err(error) => Check::failed(name, error.to_string(), "sudo caddis doctor"),
     }
 }
 

@@ -306,6 +306,17 @@ impl Store for MemoryStore {
         Ok(self.rows().delete_policy(app, id))
     }
 
+    async fn policy_revision(&self, worker: &WorkerId) -> Stored<u64> {
+        Ok(self.rows().policy_revisions.get(worker).copied().unwrap_or_default())
+    }
+
+    async fn raise_policy_revision(&self, worker: &WorkerId, known: u64) -> Stored<u64> {
+        let mut rows = self.rows();
+        let revision = rows.policy_revisions.entry(worker.clone()).or_default();
+        *revision = known.max(*revision) + 1;
+        Ok(*revision)
+    }
+
     async fn peers(&self) -> Stored<Vec<PeerRecord>> {
         let rows = self.rows();
         let mut peers: Vec<_> = rows.peers.iter().collect();

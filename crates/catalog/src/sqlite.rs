@@ -277,6 +277,18 @@ impl Store for SqliteStore {
         self.owner.run_anyway("delete a network policy", delete).await
     }
 
+    async fn policy_revision(&self, worker: &WorkerId) -> Stored<u64> {
+        let worker = worker.clone();
+        let read = move |c: &mut Connection| policies::revision(c, &worker);
+        self.owner.run("look for the number of network policies", read).await
+    }
+
+    async fn raise_policy_revision(&self, worker: &WorkerId, known: u64) -> Stored<u64> {
+        let worker = worker.clone();
+        let raise = move |c: &mut Connection| policies::raise_revision(c, &worker, known);
+        self.owner.run_anyway("raise the number of network policies", raise).await
+    }
+
     async fn peers(&self) -> Stored<Vec<PeerRecord>> {
         self.owner.run("list peers", |c| peers::list(c)).await
     }

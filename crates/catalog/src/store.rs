@@ -116,6 +116,11 @@ pub trait Store: Send + Sync + 'static {
     async fn replace_policy(&self, row: PolicyRow) -> Stored<Result<(), PolicyConflict>>;
     /// Deletes a policy of an app. False when it has none such. *Frees room.*
     async fn delete_policy(&self, app: i32, id: &PolicyId) -> Stored<bool>;
+    /// The number under which a worker was told policies last; 0 before the first.
+    async fn policy_revision(&self, worker: &WorkerId) -> Stored<u64>;
+    /// Raises that number above itself and above `known`. The new one. *Frees room*, since what
+    /// was deleted is told with it.
+    async fn raise_policy_revision(&self, worker: &WorkerId, known: u64) -> Stored<u64>;
     /// Peers of all networks, by network and name.
     async fn peers(&self) -> Stored<Vec<PeerRecord>>;
     /// Inserts a peer.

@@ -28,7 +28,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast::{self, error::RecvError};
 
-use crate::http::{context::Context, errors::unexpected};
+use crate::http::{context::Context, errors::unexpected, told::Told};
 
 /// Until a worker that could not be told is told again.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -62,24 +62,43 @@ impl Document {
     }
 }
 
-/// Tells a worker the policies as they are now, if it does not know.
+/// Tells a worker the policies as they are now, if it does not know. Once this has ended they, or
+/// later ones, are in force there.
+///
+/// Several gateways may tell it at once. Each takes a number from the catalog first and reads the
+/// policies then, and the worker takes nothing under a lower number than it knows: what it does not
+/// take is older than what it has.
 async fn tell(context: &Context, worker: &WorkerId) -> Result<(), AskError> {
+    let refused = |error| AskError::Refused(ApiError::from(error));
     let told = context.policies.of(worker);
     // While it is held, so that what is read later is told later.
     let mut told = told.lock().await;
-    let wanted = wanted(context).await.map_err(AskError::Refused)?;
-    if told.as_ref() == Some(&wanted) {
+    let mut newest = context.catalog.policy_revision(worker).await.map_err(refused)?;
+    let known = wanted(context).await.map_err(AskError::Refused)?;
+    if told.as_ref().is_some_and(|told| told.revision == newest && told.apps == known) {
         return Ok(());
     }
-    let request = WorkerRequest::SetPolicies { apps: wanted.clone() };
     // Whether it has taken them is not known until it says so.
     *told = None;
-    match context.ask(worker, request, context.settings.request_deadline).await? {
-        WorkerReply::PoliciesSet => {
-            *told = Some(wanted);
-            Ok(())
+    loop {
+        let raised = context.catalog.raise_policy_revision(worker, newest).await;
+        let revision = raised.map_err(refused)?;
+        let apps = wanted(context).await.map_err(AskError::Refused)?;
+        let request = WorkerRequest::SetPolicies { revision, apps: apps.clone() };
+        let theirs = match context.ask(worker, request, context.settings.request_deadline).await? {
+            WorkerReply::PoliciesSet { revision } => revision,
+            other => return Err(AskError::Refused(unexpected(&other))),
+        };
+        if theirs <= revision {
+            *told = Some(Told { revision, apps });
+            return Ok(());
         }
-        other => Err(AskError::Refused(unexpected(&other))),
+        if context.catalog.policy_revision(worker).await.map_err(refused)? >= theirs {
+            // Another gateway has read after this one, and told it.
+            return Ok(());
+        }
+        // The catalog is an earlier one than the worker has known, as from a backup.
+        newest = theirs;
     }
 }
 

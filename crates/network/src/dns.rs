@@ -2,6 +2,7 @@
 //! forwards other queries to the host's name servers ([`upstream`]). Remembers nothing, so that
 //! what the host's resolver answers now is what VMs get now.
 
+pub(crate) mod asked;
 #[cfg(test)]
 mod fuzz;
 mod internal;
@@ -16,6 +17,7 @@ use std::{
     time::Duration,
 };
 
+use asked::Asked;
 use hickory_proto::op::{Message, MessageType, OpCode, ResponseCode};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -41,6 +43,7 @@ struct Server {
     /// Empty for those of the host.
     upstreams: Vec<IpAddr>,
     permits: Arc<Semaphore>,
+    asked: Arc<Asked>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,8 +68,9 @@ pub(crate) async fn serve(
     namespace: Arc<Namespace>,
     names: Option<Arc<dyn Names>>,
     upstreams: Vec<IpAddr>,
+    asked: Arc<Asked>,
 ) {
-    let server = Arc::new(Server::new(names, upstreams));
+    let server = Arc::new(Server::new(names, upstreams, asked));
     let mut told = false;
     loop {
         match listen(namespace.clone()).await {
@@ -103,8 +107,8 @@ async fn listen(namespace: Arc<Namespace>) -> io::Result<(UdpSocket, TcpListener
 }
 
 impl Server {
-    fn new(names: Option<Arc<dyn Names>>, upstreams: Vec<IpAddr>) -> Self {
-        Self { names, upstreams, permits: Arc::new(Semaphore::new(CONCURRENT)) }
+    fn new(names: Option<Arc<dyn Names>>, upstreams: Vec<IpAddr>, asked: Arc<Asked>) -> Self {
+        Self { names, upstreams, permits: Arc::new(Semaphore::new(CONCURRENT)), asked }
     }
 
     async fn serve_udp(self: &Arc<Self>, socket: Arc<UdpSocket>) -> io::Error {
@@ -176,7 +180,9 @@ impl Server {
             [query] if message.metadata.op_code == OpCode::Query => query,
             _ => return Outcome::answered(refusal(&message, ResponseCode::NotImp)),
         };
-        if !internal::is_internal(query.name()) {
+        let is_forwarded = !internal::is_internal(query.name());
+        self.asked.count(client, is_forwarded);
+        if is_forwarded {
             return Outcome::Forwarded(message);
         }
         let names = self.names.as_deref();

@@ -23,6 +23,7 @@ const VERDICT: u32 = 0;
 pub(crate) const REGISTER: u32 = 1;
 pub(crate) const META_MARK: u32 = 3;
 pub(crate) const META_IIFNAME: u32 = 6;
+const META_OIFNAME: u32 = 7;
 pub(crate) const META_NFPROTO: u32 = 15;
 pub(crate) const META_L4PROTO: u32 = 16;
 pub(crate) const EQUAL: u32 = 0;
@@ -163,6 +164,11 @@ pub(crate) fn from_link(how: u32, link: &str) -> Vec<u8> {
     [meta(META_IIFNAME), compare(how, &name(link))].concat()
 }
 
+/// Goes on only with packets that go out over a link.
+pub(crate) fn to_link(link: &str) -> Vec<u8> {
+    [meta(META_OIFNAME), compare(EQUAL, &name(link))].concat()
+}
+
 /// Goes on only with packets of a family, of which `NFPROTO` has the number of `AF`.
 pub(crate) fn family(family: i32) -> Vec<u8> {
     [meta(META_NFPROTO), compare(EQUAL, &[family as u8])].concat()
@@ -210,11 +216,23 @@ pub(crate) fn set_mark(bit: u32) -> Vec<u8> {
 
 /// Goes on only with packets of connections that are new.
 pub(crate) fn is_new() -> Vec<u8> {
-    /// `NF_CT_STATE_BIT(IP_CT_NEW)`.
-    const NEW: u32 = 8;
-    let state = expression("ct", &[number(1, REGISTER), number(2, 0)]);
+    state(NEW, NOT_EQUAL)
+}
+
+/// Goes on only with packets that belong to no connection, as those of TCP out of its order.
+pub(crate) fn is_of_none() -> Vec<u8> {
+    state(NEW | ESTABLISHED | RELATED, EQUAL)
+}
+
+/// `NF_CT_STATE_BIT` of what the kernel knows of a packet.
+const ESTABLISHED: u32 = 2;
+const RELATED: u32 = 4;
+const NEW: u32 = 8;
+
+fn state(bits: u32, how: u32) -> Vec<u8> {
+    let load = expression("ct", &[number(1, REGISTER), number(2, 0)]);
     let zero = 0_u32.to_ne_bytes();
-    [state, bitwise(&NEW.to_ne_bytes(), &zero), compare(NOT_EQUAL, &zero)].concat()
+    [load, bitwise(&bits.to_ne_bytes(), &zero), compare(how, &zero)].concat()
 }
 
 /// Loads bytes of a header: 1 is that of the network layer, 2 that of the transport layer.
@@ -223,16 +241,68 @@ pub(crate) fn payload(register: u32, header: u32, offset: u32, length: u32) -> V
     expression("payload", &attributes)
 }
 
+/// Has both ends of a connection over TCP send no larger segments than fit through the smaller of
+/// the ways to them, where they would. For packets that open a connection.
+pub(crate) fn clamp_segments() -> Vec<u8> {
+    /// Flags of TCP: where they are, `SYN`, and those of which it is the only one.
+    const FLAGS: u32 = 13;
+    const SYN: u8 = 2;
+    const SYN_RST: u8 = 6;
+    /// What the kernel knows of the ways: `NFT_RT_TCPMSS`.
+    const LARGEST_SEGMENT: u32 = 3;
+    const TO_NETWORK_ORDER: u32 = 1;
+    /// The option of TCP, where its value is, and its length; `NFT_EXTHDR_OP_TCPOPT`.
+    const OPTION: u8 = 2;
+    const OFFSET: u32 = 2;
+    const LENGTH: u32 = 2;
+    const OF_TCP: u32 = 1;
+    [
+        protocol(EQUAL, libc::IPPROTO_TCP),
+        payload(REGISTER, 2, FLAGS, 1),
+        bitwise(&[SYN_RST], &[0]),
+        compare(EQUAL, &[SYN]),
+        expression("rt", &[number(1, REGISTER), number(2, LARGEST_SEGMENT)]),
+        expression(
+            "byteorder",
+            &[
+                number(1, REGISTER),
+                number(2, REGISTER),
+                number(3, TO_NETWORK_ORDER),
+                number(4, LENGTH),
+                number(5, LENGTH),
+            ],
+        ),
+        expression(
+            "exthdr",
+            &[
+                attribute(2, &[OPTION]),
+                number(3, OFFSET),
+                number(4, LENGTH),
+                number(6, OF_TCP),
+                number(7, REGISTER),
+            ],
+        ),
+    ]
+    .concat()
+}
+
 /// Goes on only with packets to that network.
 pub(crate) fn destination(network: IpNet) -> Vec<u8> {
+    is_within(network, if network.addr().is_ipv4() { 16 } else { 24 })
+}
+
+/// Goes on only with packets from that network.
+pub(crate) fn source(network: IpNet) -> Vec<u8> {
+    is_within(network, if network.addr().is_ipv4() { 12 } else { 8 })
+}
+
+/// The same of the address that begins there in the header.
+fn is_within(network: IpNet, offset: u32) -> Vec<u8> {
     let octets = |address: IpAddr| match address {
         IpAddr::V4(address) => address.octets().to_vec(),
         IpAddr::V6(address) => address.octets().to_vec(),
     };
-    let (of, offset) = match network {
-        IpNet::V4(_) => (libc::AF_INET, 16),
-        IpNet::V6(_) => (libc::AF_INET6, 24),
-    };
+    let of = if network.addr().is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
     let (address, mask) = (octets(network.network()), octets(network.netmask()));
     let length = address.len() as u32;
     let load = payload(REGISTER, 1, offset, length);

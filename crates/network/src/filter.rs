@@ -133,7 +133,9 @@ table inet {TABLE} {{
 /// A rule that this kernel must know beside those of the table: the host's part is written without
 /// nft.
 const ALSO_NEEDED: &str = "table inet caddis-check { chain leaving { type nat hook postrouting \
-                           priority srcnat; meta mark set meta mark or 1; masquerade; }; }\n";
+                           priority srcnat; meta mark set meta mark or 1; masquerade; }; \
+                           chain sizing { type filter hook forward priority filter; \
+                           tcp flags syn tcp option maxseg size set rt mtu; }; }\n";
 
 /// Loads the filter into the namespace in one transaction. Blocks.
 pub(crate) fn load(namespace: &Namespace, allowed: &[IpNet]) -> Result<(), NetworkError> {

@@ -11,11 +11,11 @@ use std::{
     },
 };
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 use parking_lot::Mutex;
 
 use crate::{
-    NetworkError, answering, conntrack,
+    NetworkError, PRIVATE_V6, answering, conntrack,
     egress::{self, Assignments},
     forwarding,
     host_filter::{self, Content},
@@ -45,6 +45,8 @@ pub(crate) struct HostSide {
     pub(crate) state_file: PathBuf,
     filter: Mutex<Filter>,
     filter_port: u32,
+    /// Holds the table that has what is not translated dropped.
+    _untranslated: Option<Socket>,
     index: AtomicU32,
     routes: tokio::sync::Mutex<Routes>,
 }
@@ -58,6 +60,8 @@ struct Filter {
 
 /// What the host is told of an installation.
 pub(crate) struct HostConfig {
+    /// Addresses of machines.
+    pub(crate) pool: Ipv4Net,
     pub(crate) allowed: Vec<IpNet>,
     pub(crate) pools: Vec<IpNet>,
     pub(crate) forwarding: PathBuf,
@@ -73,7 +77,8 @@ impl HostSide {
         namespace: Arc<Namespace>,
         config: HostConfig,
     ) -> Result<Self, NetworkError> {
-        let HostConfig { allowed, pools, forwarding, state_file } = config;
+        let HostConfig { pool, allowed, pools, forwarding, state_file } = config;
+        let link = installation.link();
         let socket =
             Socket::open().map_err(NetworkError::io("open a socket of the packet filter"))?;
         Ok(Self {
@@ -85,6 +90,10 @@ impl HostSide {
             pools,
             forwarding,
             filter_port: socket.port(),
+            _untranslated: host_filter::untranslated::refuse(
+                &link,
+                &[pool.into(), PRIVATE_V6.into()],
+            ),
             filter: Mutex::new(Filter { socket, egress: egress::read(&state_file)? }),
             state_file,
             index: AtomicU32::new(0),
@@ -265,6 +274,7 @@ mod tests {
             let (installation, inner, namespace) =
                 (installation.clone(), inner.clone(), namespace.clone());
             let config = HostConfig {
+                pool: network.ipv4_pool(),
                 allowed: Vec::new(),
                 pools: Vec::new(),
                 forwarding: network.side.forwarding.clone(),

@@ -8,14 +8,17 @@
 //! ```text
 //! marking   prerouting, after destination NAT  iif LINK: what may leave is marked
 //! limiting  forward                            iif LINK: see `egress.rs`
+//! sizing    forward                            iif or oif LINK: TCP segments fit through
 //! arriving  input                              to an egress address: refused but for ICMP
 //! leaving   postrouting                        iif LINK: to the machine's egress address if it has
 //!                                              one, else masquerade
 //! ```
 //! The routing rules (see `rules.rs`) let nothing in from the link that has no mark. So without
-//! this table nothing passes, and nothing leaves under an address of a machine.
+//! this table nothing passes. What has its mark and meets no table at its end any more is dropped by
+//! `untranslated.rs`, so that nothing leaves under an address of a machine.
 
 mod egress;
+pub(crate) mod untranslated;
 
 use std::{io, net::IpAddr};
 
@@ -26,8 +29,9 @@ use crate::{
     HOST_V4, HOST_V6, NetworkError,
     egress::Assignments,
     expression::{
-        ACCEPT, DROP, EQUAL, INPUT, NOT_EQUAL, POSTROUTING, PREROUTING, chain, destination,
-        expression, from_link, protocol, reject, rule, set_mark, verdict,
+        ACCEPT, DROP, EQUAL, FORWARD, INPUT, NOT_EQUAL, POSTROUTING, PREROUTING, chain,
+        clamp_segments, destination, expression, from_link, is_of_none, protocol, reject, rule,
+        set_mark, to_link, verdict,
     },
     filter::denied,
     netlink::{CREATE, Message, Socket, attribute, text},
@@ -45,6 +49,7 @@ const FILTER: i32 = 0;
 const SOURCE_NAT: i32 = 100;
 
 const MARKING: &str = "marking";
+const SIZING: &str = "sizing";
 const ARRIVING: &str = "arriving";
 const LEAVING: &str = "leaving";
 
@@ -119,12 +124,16 @@ fn table(content: &Content<'_>) -> Vec<Message> {
     let mut messages = removal(link);
     messages.push(Message { kind: NEW_TABLE, flags: CREATE, body: attribute(1, &text(link)) });
     messages.push(chain(link, MARKING, "filter", PREROUTING, AFTER_DNAT));
+    messages.push(chain(link, SIZING, "filter", FORWARD, FILTER));
     messages.push(chain(link, ARRIVING, "filter", INPUT, FILTER));
     messages.push(chain(link, LEAVING, "nat", POSTROUTING, SOURCE_NAT));
     messages.extend(EgressSets::V4.create(link).into_iter().chain(EgressSets::V6.create(link)));
     messages.extend(egress::changes(link, &Assignments::default(), content.egress));
     mark(content, &mut messages);
     messages.extend(egress::limit(link, content.log_group));
+    for way in [from_link(EQUAL, link), to_link(link)] {
+        messages.push(rule(link, SIZING, &[way, clamp_segments()]));
+    }
     for pool in content.pools {
         for kind in [libc::IPPROTO_ICMP, libc::IPPROTO_ICMPV6] {
             let is_icmp = [destination(*pool), protocol(EQUAL, kind), verdict(ACCEPT)];
@@ -150,6 +159,8 @@ fn mark(content: &Content<'_>, messages: &mut Vec<Message>) {
         // address.
         mark(&[destination(IpNet::from(host)), verdict(ACCEPT)]);
     }
+    // Its source would not be translated.
+    mark(&[is_of_none(), verdict(DROP)]);
     for network in content.allowed {
         mark(&[destination(*network), set_mark(MARK), verdict(ACCEPT)]);
     }

@@ -35,6 +35,7 @@ mod forwarding;
 mod guard;
 mod host;
 mod host_filter;
+mod inspection;
 mod installation;
 mod legacy;
 mod links;
@@ -60,6 +61,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 pub use address::{allocate_ipv4, random_mac};
 pub use caddis_guest_protocol::spec::{GATEWAY_V4, GATEWAY_V6};
 pub use conntrack::Tracked;
+pub use dns::asked::DnsQueries;
 pub use egress::{Assignment, Assignments, egress_file};
 pub use error::NetworkError;
 pub use exhaustion::Refused;
@@ -96,6 +98,9 @@ pub const DNS: Ipv6Addr = Ipv6Addr::new(0xfdaa, 0, 0, 0, 0, 0, 0, 3);
 pub const HOST_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 255, 2);
 /// The same in IPv6.
 pub const HOST_V6: Ipv6Addr = Ipv6Addr::new(0xfdaa, 0, 0, 0, 0, 0, 0, 2);
+/// Where all private networks are.
+pub(crate) const PRIVATE_V6: ipnet::Ipv6Net =
+    ipnet::Ipv6Net::new_assert(Ipv6Addr::new(0xfdaa, 0, 0, 0, 0, 0, 0, 0), 16);
 /// Name of the link to the host, in the namespace.
 pub(crate) const UPLINK: &str = "uplink";
 /// Largest packet, bytes: leaves room for a tunnel between hosts.

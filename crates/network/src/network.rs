@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
     fs,
-    net::IpAddr,
+    net::{IpAddr, Ipv6Addr},
     os::{fd::OwnedFd, unix::fs::MetadataExt as _},
     path::{Path, PathBuf},
     sync::Arc,
@@ -19,8 +19,9 @@ use tokio::{
 use tracing::warn;
 
 use crate::{
-    DNS, Disturbances, GATEWAY_V4, GATEWAY_V6, MTU, MachineAddresses, Names, NetworkError,
-    answering, dns,
+    DNS, Disturbances, DnsQueries, GATEWAY_V4, GATEWAY_V6, MTU, MachineAddresses, Names,
+    NetworkError, answering,
+    dns::{self, asked::Asked},
     exhaustion::Counter,
     filter, flycast, forwarding,
     guard::{Guard, Subscriptions},
@@ -73,6 +74,8 @@ pub struct Network {
     pub(crate) peer_networks: tokio::sync::Mutex<BTreeSet<Ipv6Net>>,
     guard: Guard,
     dns: JoinHandle<()>,
+    /// What machines ask it.
+    asked: Arc<Asked>,
     /// Held while egress addresses are changed.
     pub(crate) egress_turn: tokio::sync::Mutex<()>,
     /// None where the kernel does not tell.
@@ -162,7 +165,8 @@ impl Network {
         let (namespace, inner, sets) = opened.await?;
         let namespace = Arc::new(namespace);
         inner.add_dns().await?;
-        let host = HostConfig { allowed, pools: egress_pools, forwarding: before, state_file };
+        let host =
+            HostConfig { pool, allowed, pools: egress_pools, forwarding: before, state_file };
         let (side_inner, side_namespace) = (inner.clone(), namespace.clone());
         let side =
             blocking(move || HostSide::new(installation, links, side_inner, side_namespace, host));
@@ -177,7 +181,9 @@ impl Network {
         drop(claims);
 
         let guard = Guard::start(side.clone(), subscriptions)?;
-        let dns = tokio::spawn(dns::serve(namespace.clone(), names, dns_upstreams));
+        let asked = Arc::<Asked>::default();
+        let serving = dns::serve(namespace.clone(), names, dns_upstreams, asked.clone());
+        let dns = tokio::spawn(serving);
         let sets = Arc::new(Mutex::new(sets));
         Ok(Self {
             namespace,
@@ -189,6 +195,7 @@ impl Network {
             peer_networks: tokio::sync::Mutex::default(),
             guard,
             dns,
+            asked,
             egress_turn: tokio::sync::Mutex::default(),
             refused,
         })
@@ -202,6 +209,12 @@ impl Network {
     /// Addresses of machines, as given or chosen.
     pub fn ipv4_pool(&self) -> Ipv4Net {
         self.pool
+    }
+
+    /// How often a machine has asked the name server, since its tap was connected or this was
+    /// started.
+    pub fn dns_queries(&self, machine: Ipv6Addr) -> DnsQueries {
+        self.asked.of(machine)
     }
 
     /// What other programs do to it.
@@ -253,45 +266,6 @@ impl Network {
         }
         let others = claims.list()?.into_iter().filter(|other| left.contains(&other.link()));
         Ok(Cleaned { others: others.map(|other| other.owner).collect() })
-    }
-
-    /// What of an installation's network is missing on the host; none where it has none.
-    ///
-    /// # Errors
-    /// When the host does not say.
-    pub async fn inspect(
-        run_directory: &Path,
-        data_directory: &Path,
-        egress_pools: &[IpNet],
-    ) -> Result<Option<Vec<&'static str>>, NetworkError> {
-        let directory = run_directory.to_owned();
-        if !directory.exists() {
-            return Ok(None);
-        }
-        let claims = blocking(move || Claims::lock(&directory)).await?;
-        let Some(installation) = claims.find(data_directory)? else { return Ok(None) };
-        let (name, links) = (installation.link(), Links::open()?);
-        let mut missing = Vec::new();
-        if !namespace::exists(&installation.namespace()) {
-            missing.push("network namespace");
-        }
-        if links.index(&name).await?.is_none() {
-            missing.push("link");
-        }
-        if !rules::are_there(&links, &installation).await? {
-            missing.push("routing rules");
-        }
-        if !blocking(move || host_filter::is_loaded(&name)).await? {
-            missing.push("packet filter");
-        }
-        let pools = answering::routes(&installation).list(&links).await?;
-        if !egress_pools.iter().all(|pool| pools.contains(&pool.trunc())) {
-            missing.push("routes to egress addresses");
-        }
-        if !forwarding::is_on() {
-            missing.push("forwarding");
-        }
-        Ok(Some(missing))
     }
 
     /// Makes a tap and routes a machine's addresses to it. The tap exists as long as the descriptor
@@ -347,7 +321,9 @@ impl Network {
             // Of a pool that the server had before.
             self.side.add_route(IpAddr::from(addresses.ipv4).into()).await?;
         }
-        self.links.connect(tap, index, addresses).await
+        self.links.connect(tap, index, addresses).await?;
+        self.asked.begin(addresses.ipv6);
+        Ok(())
     }
 
     /// The tap of a VM that an earlier release has started is in the host's network.
@@ -375,6 +351,7 @@ impl Network {
     }
 
     async fn leave(&self, tap: &str, addresses: &MachineAddresses) -> Result<(), NetworkError> {
+        self.asked.end(addresses.ipv6);
         if !self.pool.contains(&addresses.ipv4) {
             self.side.remove_route(IpAddr::from(addresses.ipv4).into()).await?;
         }

@@ -2,6 +2,7 @@
 //! with its thread.
 
 mod egress;
+mod matrix;
 mod peers;
 mod policies;
 mod recovery;
@@ -108,6 +109,12 @@ impl Place {
     /// All that is missing, as `caddis doctor` says it.
     async fn missing(&self) -> Vec<&'static str> {
         Network::inspect(&self.run, self.data.path(), &[]).await.unwrap().unwrap()
+    }
+
+    /// The pool, as `caddis doctor` says it.
+    async fn pool(&self) -> Result<String, NetworkError> {
+        let found = Network::find_pool(&self.run, self.data.path(), &self.state_file(), None).await;
+        found.map(|pool| pool.to_string())
     }
 
     /// The same without what is noted of hosts.

@@ -1,7 +1,7 @@
 //! The real images and network behind the engine's traits: translates errors into what clients are
 //! told.
 
-use std::{collections::HashSet, os::fd::OwnedFd, path::Path};
+use std::{collections::HashSet, net::Ipv6Addr, os::fd::OwnedFd, path::Path};
 
 use async_trait::async_trait;
 use caddis_api::{ApiError, ErrorCode};
@@ -9,8 +9,8 @@ use caddis_bus::message::ImageSummary;
 use caddis_guest_protocol::spec::NetworkSpec;
 use caddis_image::{Digest, ImageError, ImageStore, OwnFile, Progress, ResolvedImage, RootDisk};
 use caddis_network::{
-    Assignments, Disturbances, MachineAddresses, MachinePolicy, Network, NetworkError, Refused,
-    Tracked,
+    Assignments, Disturbances, DnsQueries, MachineAddresses, MachinePolicy, Network, NetworkError,
+    Refused, Tracked,
 };
 use caddis_vmm::Patch;
 use tokio::sync::watch;
@@ -150,6 +150,10 @@ impl HostNetwork for Network {
 
     fn refused(&self) -> Option<watch::Receiver<Refused>> {
         Self::refused(self)
+    }
+
+    fn dns_queries(&self, machine: Ipv6Addr) -> DnsQueries {
+        Self::dns_queries(self, machine)
     }
 
     async fn tracked(&self) -> Result<Tracked, ApiError> {

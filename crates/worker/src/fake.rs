@@ -4,7 +4,7 @@
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
     io,
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::fd::OwnedFd,
     path::Path,
     sync::{
@@ -23,7 +23,7 @@ use caddis_guest_protocol::{host::Pace, spec::NetworkSpec};
 use caddis_image::{
     Digest, ImageConfig, ImageReference, OwnFile, Progress, ResolvedImage, RootDisk,
 };
-use caddis_network::{Assignments, MachineAddresses, MachinePolicy, Refused, Tracked};
+use caddis_network::{Assignments, DnsQueries, MachineAddresses, MachinePolicy, Refused, Tracked};
 use caddis_snapshot::{Location, Options, SnapshotStore, StoreKey};
 use caddis_vmm::{
     Patch, SlotPool, VmmError,
@@ -221,6 +221,7 @@ pub struct FakeNetwork {
     egress: Arc<Mutex<Assignments>>,
     refused: Arc<watch::Sender<Refused>>,
     tracked: Arc<watch::Sender<Tracked>>,
+    dns_queries: Arc<Mutex<HashMap<Ipv6Addr, DnsQueries>>>,
     looks: Arc<watch::Sender<u64>>,
 }
 
@@ -260,6 +261,11 @@ impl FakeNetwork {
     /// Has connections of the machine with this address find no free port.
     pub fn refuse_connections(&self, machine: IpAddr, count: u64) {
         self.refused.send_modify(|refused| *refused.entry(machine).or_default() += count);
+    }
+
+    /// Has the machine with this address ask the name server.
+    pub fn ask_names(&self, machine: Ipv6Addr, queries: DnsQueries) {
+        self.dns_queries.lock().insert(machine, queries);
     }
 
     /// Has taps that are there already not be connected, as when another program removed them.
@@ -331,6 +337,10 @@ impl HostNetwork for FakeNetwork {
         // Nothing from before is missed, as with the real one.
         refused.mark_changed();
         Some(refused)
+    }
+
+    fn dns_queries(&self, machine: Ipv6Addr) -> DnsQueries {
+        self.dns_queries.lock().get(&machine).copied().unwrap_or_default()
     }
 
     async fn tracked(&self) -> Result<Tracked, ApiError> {

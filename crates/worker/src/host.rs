@@ -1,7 +1,7 @@
 //! What the engine needs of images, network and what VMs export, as traits, so that it can be
 //! tested without any.
 
-use std::{collections::HashSet, os::fd::OwnedFd, path::Path};
+use std::{collections::HashSet, net::Ipv6Addr, os::fd::OwnedFd, path::Path};
 
 use async_trait::async_trait;
 use caddis_api::{ApiError, VolumeId};
@@ -9,7 +9,7 @@ use caddis_bus::message::ImageSummary;
 use caddis_guest_protocol::spec::NetworkSpec;
 use caddis_image::{Digest, OwnFile, Progress, ResolvedImage, RootDisk};
 use caddis_network::{
-    Assignments, Disturbances, MachineAddresses, MachinePolicy, Refused, Tracked,
+    Assignments, Disturbances, DnsQueries, MachineAddresses, MachinePolicy, Refused, Tracked,
 };
 use caddis_snapshot::{SnapshotError, Source, nbd};
 use caddis_vmm::Patch;
@@ -103,6 +103,10 @@ pub trait HostNetwork: Send + Sync + 'static {
     /// Connections that found no free port, by the address of their machine; `None` where the
     /// kernel does not tell.
     fn refused(&self) -> Option<watch::Receiver<Refused>>;
+
+    /// How often a machine has asked the name server, since its tap was connected or the server
+    /// has begun.
+    fn dns_queries(&self, machine: Ipv6Addr) -> DnsQueries;
 
     /// How full the tables of connections are.
     async fn tracked(&self) -> Result<Tracked, ApiError>;

@@ -35,6 +35,8 @@ pub struct Policies {
 
 #[derive(Debug, Default)]
 struct Told {
+    /// The highest number under which some were told to this process.
+    revision: u64,
     apps: Vec<AppPolicies>,
     /// `None` until some were put in force.
     in_force: Option<Vec<MachinePolicy>>,
@@ -80,16 +82,26 @@ impl Policies {
         Ok(())
     }
 
-    /// Takes what a gateway tells.
-    pub async fn set(&self, shared: &Shared, apps: Vec<AppPolicies>) -> WorkerResult {
+    /// Takes what a gateway tells, unless it is older than what there is. One of several gateways
+    /// may be late with what it has read before another one.
+    pub async fn set(
+        &self,
+        shared: &Shared,
+        revision: u64,
+        apps: Vec<AppPolicies>,
+    ) -> WorkerResult {
         let mut told = self.told.lock().await;
+        if revision != 0 && revision < told.revision {
+            return Ok(WorkerReply::PoliciesSet { revision: told.revision });
+        }
         if told.apps != apps {
             let text = serde_json::to_string(&apps).map_err(ApiError::internal)?;
             shared.store.set_meta(RECORD, text).await.map_err(ApiError::internal)?;
             told.apps = apps;
         }
+        told.revision = told.revision.max(revision);
         self.put_in_force(shared, &mut told).await?;
-        Ok(WorkerReply::PoliciesSet)
+        Ok(WorkerReply::PoliciesSet { revision: told.revision })
     }
 
     /// Sees to it that policies are in force for the machines as they are now.

@@ -92,7 +92,9 @@ pub async fn handle(shared: &Arc<Shared>, id: RequestId, request: WorkerRequest)
         WorkerRequest::DeleteSnapshot { volume, snapshot } => {
             snapshots::delete(shared, &volume, &snapshot, id).await
         }
-        WorkerRequest::SetPolicies { apps } => shared.policies.set(shared, apps).await,
+        WorkerRequest::SetPolicies { revision, apps } => {
+            shared.policies.set(shared, revision, apps).await
+        }
         WorkerRequest::SetEgress { revision, machines } => {
             shared.egress.set(shared, revision, machines).await
         }

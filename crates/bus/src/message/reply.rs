@@ -162,8 +162,12 @@ pub enum WorkerReply {
         /// Its changes of volumes up to this number are contained.
         revision: u64,
     },
-    /// Network policies are in force.
-    PoliciesSet,
+    /// Network policies are in force: those of the request, or later ones.
+    PoliciesSet {
+        /// Number of those that the worker has now; none of a worker that knows no numbers.
+        #[serde(default)]
+        revision: u64,
+    },
     /// Egress addresses are as they should be.
     Egress {
         /// Number of the change that the worker has now.

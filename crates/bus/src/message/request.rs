@@ -170,6 +170,10 @@ pub enum WorkerRequest {
     /// machines that are yet to be made. Answer: `WorkerReply::PoliciesSet`, once connections that
     /// they forbid are refused, also those that there are.
     SetPolicies {
+        /// Number of this request among all that tell the worker policies: what is older than what
+        /// the worker has changes nothing. 0 of a gateway that knows no numbers.
+        #[serde(default)]
+        revision: u64,
         /// Of each app that has some.
         apps: Vec<AppPolicies>,
     },

@@ -73,19 +73,21 @@ pub(super) fn addresses(settings: &Settings) -> Check {
 
 /// The addresses that connections of machines can come from.
 pub(super) fn egress(settings: &Settings) -> Check {
+    let own: Vec<_> = of_links().collect();
+    egress_on(&settings.traffic.egress_addresses, &own, &networks(), &gateways())
+}
+
+/// The same on a host with these addresses, networks of its links, and gateways.
+fn egress_on(
+    prefixes: &[IpNet],
+    own: &[(IpAddr, String)],
+    networks: &[(IpNet, String)],
+    gateways: &[IpAddr],
+) -> Check {
     let name = "egress addresses";
-    let prefixes = &settings.traffic.egress_addresses;
     if prefixes.is_empty() {
         return Check::ok(name, "none: connections of machines come from addresses of this host");
     }
-    if let Some((prefix, ip, link)) = prefixes.iter().find_map(of_a_link) {
-        return Check::warning(
-            name,
-            format!("{link} has {ip}, which is one of {prefix}: it is not allocated"),
-            "give addresses with --egress-addresses that no link of the host has",
-        );
-    }
-    let networks = networks();
     let around = |prefix: &IpNet| networks.iter().find(|(network, _)| prefix.contains(network));
     let swallowed = prefixes.iter().find_map(|prefix| Some((prefix, around(prefix)?)));
     if let Some((prefix, (network, link))) = swallowed {
@@ -95,13 +97,20 @@ pub(super) fn egress(settings: &Settings) -> Check {
             "give a part of it with --egress-addresses in which no other host is",
         );
     }
-    let gateways = gateways();
     let is_gateway = |prefix: &IpNet| gateways.iter().find(|ip| prefix.contains(*ip)).copied();
     if let Some((prefix, ip)) = prefixes.iter().find_map(|it| Some((it, is_gateway(it)?))) {
         return Check::failed(
             name,
             format!("{prefix} has the gateway {ip}: it can't be reached"),
             "give addresses with --egress-addresses that no other host has",
+        );
+    }
+    let is_own = |prefix: &IpNet| own.iter().find(|(ip, _)| prefix.contains(ip));
+    if let Some((prefix, (ip, link))) = prefixes.iter().find_map(|it| Some((it, is_own(it)?))) {
+        return Check::warning(
+            name,
+            format!("{link} has {ip}, which is one of {prefix}: it is not allocated"),
+            "give addresses with --egress-addresses that no link of the host has",
         );
     }
     let shown = prefixes.iter().map(|prefix| {
@@ -282,17 +291,29 @@ mod tests {
 
     #[test]
     fn egress_addresses_are_of_no_link_and_of_no_other_host() {
-        let of = |prefixes: &[&str]| {
-            let (_directory, mut settings) = settings(&[], None);
-            settings.traffic.egress_addresses =
-                prefixes.iter().map(|prefix| prefix.parse().unwrap()).collect();
-            let found = egress(&settings);
-            (found.status, found.message)
-        };
-        assert!(of(&[]).1.contains("none"));
-        let (status, message) = of(&["240.0.0.0/29", "2001:db8:ffff::/64"]);
-        assert!(status == Status::Ok && message.contains("a router must lead them"), "{message}");
-        assert_eq!(of(&["127.0.0.0/8"]).0, Status::Warning, "lo has 127.0.0.1");
+        let own = [("198.51.100.10".parse().unwrap(), "eth0".to_owned())];
+        let networks = [
+            ("198.51.100.0/24".parse().unwrap(), "eth0".to_owned()),
+            ("2001:db8:7::/64".parse().unwrap(), "eth0".to_owned()),
+        ];
+        let gateways = ["198.51.100.1".parse().unwrap()];
+        for (prefixes, status, words) in [
+            (&[][..], Status::Ok, "none"),
+            (&["198.51.100.64/28"], Status::Ok, "answers for them on eth0"),
+            (&["240.0.0.0/29", "2001:db8:8::/64"], Status::Ok, "a router must lead them"),
+            (&["198.51.100.8/29"], Status::Warning, "eth0 has 198.51.100.10"),
+            (&["198.51.100.0/29"], Status::Failed, "the gateway 198.51.100.1"),
+            (&["198.51.100.0/24"], Status::Failed, "no other host on eth0"),
+            (&["198.51.0.0/16"], Status::Failed, "no other host on eth0"),
+            (&["2001:db8:8::/64", "2001:db8:7::/64"], Status::Failed, "all of 2001:db8:7::/64"),
+        ] {
+            let prefixes: Vec<_> = prefixes.iter().map(|prefix| prefix.parse().unwrap()).collect();
+            let found = egress_on(&prefixes, &own, &networks, &gateways);
+            assert_eq!(found.status, status, "{prefixes:?}: {}", found.message);
+            assert!(found.message.contains(words), "{}", found.message);
+        }
+        let (_directory, settings) = settings(&[], None);
+        assert_eq!(egress(&settings).status, Status::Ok, "on this host");
         let routes = "Iface\tDestination\tGateway\neth0\t00000000\t0100000A\neth0\t0000000A\t\
                       00000000\n";
         assert_eq!(gateways_in(routes), ["10.0.0.1".parse::<IpAddr>().unwrap()]);

@@ -1,17 +1,26 @@
 //! What WireGuard peers need of the host.
 
+use std::net::IpAddr;
+
 use caddis_wireguard::open_socket;
-use nix::ifaddrs::getifaddrs;
 
 use super::{Check, services};
-use crate::settings::Settings;
+use crate::settings::{Settings, of_links};
 
 /// The port, and addresses of the host that are those of private networks; none where the server is
 /// not to listen.
 pub(super) fn check(settings: &Settings) -> Option<Check> {
+    check_on(settings, of_links())
+}
+
+/// The same on a host whose links have these addresses.
+fn check_on(
+    settings: &Settings,
+    mut links: impl Iterator<Item = (IpAddr, String)>,
+) -> Option<Check> {
     let name = "WireGuard";
     let wireguard = settings.wireguard.as_ref()?;
-    if let Some((link, address)) = conflict() {
+    if let Some((address, link)) = links.find(|(ip, link)| is_in_the_way(*ip, link)) {
         return Some(Check::warning(
             name,
             format!("{link} has {address}, a range of private networks: machines may be hidden"),
@@ -36,14 +45,63 @@ pub(super) fn check(settings: &Settings) -> Option<Check> {
     })
 }
 
-/// A link of another than Caddis that has an address of `fdaa::/16`.
-fn conflict() -> Option<(String, std::net::Ipv6Addr)> {
-    let links = getifaddrs().ok()?;
-    let mut addresses = links.filter_map(|link| {
-        let address = link.address?.as_sockaddr_in6()?.ip();
-        Some((link.interface_name, address))
-    });
-    addresses.find(|(link, address)| {
-        address.segments()[0] == 0xfdaa && !link.starts_with(caddis_network::TAP_PREFIX)
-    })
+/// Whether a link of another than Caddis has an address of `fdaa::/16`.
+fn is_in_the_way(address: IpAddr, link: &str) -> bool {
+    matches!(address, IpAddr::V6(address) if address.segments()[0] == 0xfdaa)
+        && !link.starts_with(caddis_network::TAP_PREFIX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{iter, net::UdpSocket};
+
+    use caddis_cli::SERVER_FILE;
+
+    use super::{super::Status, *};
+    use crate::settings::ServeArguments;
+
+    fn settings(data_dir: &std::path::Path, listen: &UdpSocket) -> Settings {
+        let arguments = ServeArguments {
+            data_dir: Some(data_dir.to_owned()),
+            wireguard_listen: Some(listen.local_addr().unwrap()),
+            ..ServeArguments::default()
+        };
+        arguments.resolve().unwrap()
+    }
+
+    #[test]
+    fn a_port_that_something_has_fails_and_that_of_the_server_does_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let taken = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let settings = settings(directory.path(), &taken);
+        let status = || check_on(&settings, iter::empty()).unwrap();
+        let found = status();
+        assert_eq!(found.status, Status::Failed);
+        assert!(found.message.contains("the server does not start"), "{}", found.message);
+        std::fs::write(directory.path().join(SERVER_FILE), r#"{"url":"http://x"}"#).unwrap();
+        assert_eq!(status().status, Status::Ok);
+        std::fs::remove_file(directory.path().join(SERVER_FILE)).unwrap();
+        drop(taken);
+        assert_eq!(status().status, Status::Ok);
+        let without = Settings { wireguard: None, ..settings.clone() };
+        assert!(check_on(&without, iter::empty()).is_none());
+    }
+
+    #[test]
+    fn another_tunnel_with_addresses_of_private_networks_is_told() {
+        let directory = tempfile::tempdir().unwrap();
+        let free = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let settings = settings(directory.path(), &free);
+        drop(free);
+        let of = |address: &str, link: &str| {
+            let links = [(address.parse().unwrap(), link.to_owned())];
+            check_on(&settings, links.into_iter()).unwrap()
+        };
+        let found = of("fdaa:0:5::1", "wg0");
+        assert_eq!(found.status, Status::Warning);
+        assert!(found.message.contains("wg0 has fdaa:0:5::1"), "{}", found.message);
+        for (address, link) in [("fdaa::2", "caddis-0"), ("fd00::1", "wg0"), ("10.0.0.1", "eth0")] {
+            assert_eq!(of(address, link).status, Status::Ok, "{address} of {link}");
+        }
+    }
 }

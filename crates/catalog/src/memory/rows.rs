@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use caddis_api::{MachineId, PolicyId, app::Organization};
+use caddis_api::{MachineId, PolicyId, WorkerId, app::Organization};
 
 use crate::{
     Address, AppQuery, AppRecord, AppState, PERSONAL, PeerConflict, PeerRecord, PeerRow, Placement,
@@ -25,6 +25,7 @@ pub(super) struct Rows {
     pub(super) addresses: Vec<AddressRow>,
     /// Oldest first.
     pub(super) policies: Vec<PolicyRow>,
+    pub(super) policy_revisions: HashMap<WorkerId, u64>,
     pub(super) egress: EgressTable,
     pub(super) peers: Vec<PeerRow>,
     pub(super) requests: Vec<Request>,

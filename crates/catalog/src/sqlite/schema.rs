@@ -101,6 +101,10 @@ const STEPS: &[&str] = &[
         key TEXT NOT NULL UNIQUE, address TEXT NOT NULL UNIQUE, created_ms INTEGER NOT NULL,
         PRIMARY KEY (network, name)) STRICT, WITHOUT ROWID;
 ",
+    "
+    CREATE TABLE policy_revisions (
+        worker TEXT PRIMARY KEY, revision INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+",
 ];
 
 /// Opens the catalog at `path`, making it when there is no file.

@@ -251,6 +251,23 @@ async fn replacing_and_deleting_a_policy() {
 }
 
 #[tokio::test]
+async fn the_number_of_policies_rises_above_what_is_known() {
+    everywhere(
+        async |_| {},
+        async |catalog| {
+            let raised = catalog.raise_policy_revision(&worker("w"), 7).await?;
+            assert!(raised > 7);
+            assert_eq!(catalog.policy_revision(&worker("w")).await?, raised);
+            Ok(())
+        },
+        async |catalog| {
+            assert!(catalog.policy_revision(&worker("w")).await.unwrap() > 7);
+        },
+    )
+    .await;
+}
+
+#[tokio::test]
 async fn moving_a_machine_is_asked_about_and_done_once() {
     everywhere(
         async |catalog| {

@@ -274,9 +274,9 @@ async fn top_shows_what_machines_use() {
     exit code 0
     ----- stdout -----
     shop
-     ID │ NAME │ STATE │ CPU │ CPU TIME │ MEMORY │ OF │ LAST EVENT
-     machine-id-001 │ runs │ started │ 0.0% │ 0.0s │ 32 MiB │ 256 MiB │ start [AGO]
-     machine-id-002 │ rests │ stopped │ │ │ │ 256 MiB │ exit [AGO]
+     ID │ NAME │ STATE │ CPU │ CPU TIME │ MEMORY │ OF │ DNS │ LAST EVENT
+     machine-id-001 │ runs │ started │ 0.0% │ 0.0s │ 32 MiB │ 256 MiB │ 0 │ start [AGO]
+     machine-id-002 │ rests │ stopped │ │ │ │ 256 MiB │ │ exit [AGO]
     ");
     assert_snapshot!(stand.run("machine top -a ship").await, @r#"
     exit code 1

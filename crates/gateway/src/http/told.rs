@@ -8,7 +8,16 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 /// What a worker was told last; held while it is told.
-pub(crate) type OfWorker = Arc<tokio::sync::Mutex<Option<Vec<AppPolicies>>>>;
+pub(crate) type OfWorker = Arc<tokio::sync::Mutex<Option<Told>>>;
+
+/// What it has taken.
+#[derive(Debug)]
+pub(crate) struct Told {
+    /// The number under which it was told: where that is still the catalog's, no other gateway has
+    /// told it since.
+    pub revision: u64,
+    pub apps: Vec<AppPolicies>,
+}
 
 /// What workers know.
 #[derive(Debug, Default)]

@@ -198,3 +198,36 @@ async fn a_new_gateway_tells_workers_what_there_is_and_policies_go_with_their_ap
     .await
     .unwrap();
 }
+
+#[tokio::test]
+async fn of_two_gateways_each_puts_back_what_the_other_has_changed() {
+    let fixture = fixture().await;
+    let other = fixture.restarted_with(Fixture::settings()).await.router();
+    let made = put(&fixture, egress("x", json!([{ "cidr": "192.0.2.1" }]))).await.ok();
+    let replace = |cidr: &str| {
+        let mut policy = egress("x", json!([{ "cidr": cidr }]));
+        policy["id"] = made["id"].clone();
+        policy
+    };
+    for _ in 0..3 {
+        // When the answer comes, the worker has what was asked for.
+        let request = fixture.request(&format!("POST {PATH}"));
+        let body = replace("192.0.2.2").to_string();
+        let request = request.header("content-type", "application/json").body(body.into()).unwrap();
+        Fixture::send_to(&other, request).await.ok();
+        assert_eq!(peers(&fixture), ["192.0.2.2/32"]);
+        put(&fixture, replace("192.0.2.1")).await.ok();
+        assert_eq!(peers(&fixture), ["192.0.2.1/32"]);
+    }
+}
+
+#[tokio::test]
+async fn a_catalog_that_is_behind_its_worker_comes_before_it_again() {
+    let fixture = fixture().await;
+    put(&fixture, egress("x", json!([{ "cidr": "192.0.2.1" }]))).await.ok();
+    // As after a restore of the catalog alone.
+    fixture.worker.state().policy_revision = 1000;
+    put(&fixture, egress("y", json!([{ "cidr": "192.0.2.2" }]))).await.ok();
+    assert_eq!(told(&fixture)[0].policies.len(), 2);
+    assert!(fixture.worker.state().policy_revision > 1000);
+}

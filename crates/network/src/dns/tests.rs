@@ -6,7 +6,7 @@ use hickory_proto::{
 };
 
 use super::*;
-use crate::{Found, LONGEST_TEXT};
+use crate::{DnsQueries, Found, LONGEST_TEXT};
 
 /// Names as a test gives them, for machines of `::1`.
 #[derive(Debug)]
@@ -49,7 +49,7 @@ pub(super) fn server() -> Arc<Server> {
     ]);
     // Port 53 of a loopback address where nobody listens.
     let upstreams = vec!["127.250.250.250".parse().unwrap()];
-    Arc::new(Server::new(Some(Arc::new(Given(names))), upstreams))
+    Arc::new(Server::new(Some(Arc::new(Given(names))), upstreams, Arc::default()))
 }
 
 pub(super) fn query(name: &str, kind: RecordType) -> Message {
@@ -101,6 +101,27 @@ fn text(answer: &Message) -> String {
         [RData::TXT(text)] => String::from_utf8(text.txt_data.concat()).unwrap(),
         ref other => panic!("{other:?}"),
     }
+}
+
+#[tokio::test]
+async fn queries_of_machines_are_counted_from_their_tap_to_its_end() {
+    let server = server();
+    let machine = Ipv6Addr::LOCALHOST;
+    let ask = async |name| {
+        answer_of(&server, &query(name, RecordType::AAAA), Transport::Udp).await;
+        server.asked.of(machine)
+    };
+    assert_eq!(ask("web.internal.").await, DnsQueries::default(), "of no machine");
+    server.asked.begin(machine);
+    assert_eq!(ask("web.internal.").await, DnsQueries { asked: 1, forwarded: 0 });
+    assert_eq!(ask("c2VjcmV0.example.").await, DnsQueries { asked: 2, forwarded: 1 });
+    // A server that adopts it again goes on.
+    server.asked.begin(machine);
+    assert_eq!(ask("c2VjcmV0.example.").await, DnsQueries { asked: 3, forwarded: 2 });
+    server.take(b"nonsense", machine.into(), Transport::Udp);
+    assert_eq!(server.asked.of(machine).asked, 3);
+    server.asked.end(machine);
+    assert_eq!(server.asked.of(machine), DnsQueries::default());
 }
 
 #[tokio::test]
@@ -171,7 +192,7 @@ async fn names_that_are_not_known_yet_and_dead_upstreams_are_a_failure() {
 
 #[tokio::test]
 async fn without_names_none_exists_and_none_is_asked_of_others() {
-    let server = Server::new(None, vec!["127.250.250.250".parse().unwrap()]);
+    let server = Server::new(None, vec!["127.250.250.250".parse().unwrap()], Arc::default());
     for name in ["web.internal.", "web.flycast."] {
         let answer = answer_of(&server, &query(name, RecordType::AAAA), Transport::Udp).await;
         assert_eq!(answer.metadata.response_code, ResponseCode::NXDomain);

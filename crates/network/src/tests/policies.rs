@@ -20,33 +20,38 @@ use crate::{
 };
 
 /// How long is waited for an answer that must not come.
-const SILENCE: Duration = Duration::from_millis(200);
+pub(super) const SILENCE: Duration = Duration::from_millis(200);
 /// How long is waited for one that must.
-const TIMEOUT: Duration = Duration::from_secs(30);
+pub(super) const TIMEOUT: Duration = Duration::from_secs(30);
 
-const PORT: u16 = 7000;
+pub(super) const PORT: u16 = 7000;
 const OTHER_PORT: u16 = 7001;
 
-const WORLD: [&str; 2] = ["203.0.113.2", "2001:db8:1::2"];
-const LAN: [&str; 2] = ["192.168.7.2", "fd07::2"];
-const METADATA: &str = "169.254.169.254";
+pub(super) const WORLD: [&str; 2] = ["203.0.113.2", "2001:db8:1::2"];
+pub(super) const LAN: [&str; 2] = ["192.168.7.2", "fd07::2"];
+pub(super) const METADATA: &str = "169.254.169.254";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Protocol {
+pub(super) enum Protocol {
     Tcp,
     Udp,
     Icmp,
 }
 
-const PROTOCOLS: [Protocol; 3] = [Protocol::Tcp, Protocol::Udp, Protocol::Icmp];
+pub(super) const PROTOCOLS: [Protocol; 3] = [Protocol::Tcp, Protocol::Udp, Protocol::Icmp];
 
-struct Machine {
-    addresses: MachineAddresses,
-    inside: Namespace,
+pub(super) struct Machine {
+    pub(super) addresses: MachineAddresses,
+    pub(super) inside: Namespace,
 }
 
 impl Machine {
-    async fn start(network: &Network, place: &TempDir, number: u8, address: &str) -> Self {
+    pub(super) async fn start(
+        network: &Network,
+        place: &TempDir,
+        number: u8,
+        address: &str,
+    ) -> Self {
         let ipv6: Ipv6Addr = address.parse().unwrap();
         let (tap, mac) = (format!("caddis{number}"), format!("02:00:00:00:00:{number:02}"));
         let ipv4 = Ipv4Addr::new(10, 201, 3, number);
@@ -71,20 +76,20 @@ impl Machine {
         machine
     }
 
-    fn run(&self, command: &str) {
+    pub(super) fn run(&self, command: &str) {
         let command = command.to_owned();
         self.inside.run(move || run(&command)).unwrap();
     }
 
-    fn v6(&self) -> String {
+    pub(super) fn v6(&self) -> String {
         self.addresses.ipv6.to_string()
     }
 
-    fn v4(&self) -> String {
+    pub(super) fn v4(&self) -> String {
         self.addresses.ipv4.to_string()
     }
 
-    fn policy(&self) -> MachinePolicy {
+    pub(super) fn policy(&self) -> MachinePolicy {
         let addresses = self.addresses.clone();
         MachinePolicy { addresses, egress: None, ingress: None, dns: true }
     }
@@ -115,7 +120,13 @@ impl Machine {
     }
 
     /// Whether something that is sent there is answered.
-    fn reaches(&self, protocol: Protocol, to: &str, port: u16, patience: Duration) -> bool {
+    pub(super) fn reaches(
+        &self,
+        protocol: Protocol,
+        to: &str,
+        port: u16,
+        patience: Duration,
+    ) -> bool {
         match protocol {
             Protocol::Tcp => {
                 self.connect(to, port, patience).is_ok_and(|mut stream| is_answered(&mut stream))
@@ -161,7 +172,7 @@ fn is_echoed(flow: &UdpSocket) -> bool {
 }
 
 /// Answers over TCP and UDP in a namespace, as its kernel does over ICMP.
-fn answer_all(inside: &Namespace) {
+pub(super) fn answer_all(inside: &Namespace) {
     for port in [PORT, OTHER_PORT] {
         let open = move || {
             (TcpListener::bind(("::", port)).unwrap(), UdpSocket::bind(("::", port)).unwrap())
@@ -188,7 +199,7 @@ fn answer_all(inside: &Namespace) {
 }
 
 /// What is behind the host: the internet, and a network that machines may not reach.
-fn outside(place: &TempDir) -> Namespace {
+pub(super) fn outside(place: &TempDir) -> Namespace {
     let world = Namespace::open(&place.path().join("world")).unwrap();
     run(&format!(
         "ip link add world type veth peer name far; ip link set far netns {}; \
@@ -264,7 +275,7 @@ impl Scene {
     }
 }
 
-fn to(peers: &[&str], ports: &[AllowedPort]) -> Allowance {
+pub(super) fn to(peers: &[&str], ports: &[AllowedPort]) -> Allowance {
     let peers: Vec<IpNet> = peers
         .iter()
         .map(|text| text.parse().unwrap_or_else(|_| text.parse::<IpAddr>().unwrap().into()))

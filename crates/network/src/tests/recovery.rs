@@ -5,15 +5,18 @@ use std::{fs, os::unix::ffi::OsStrExt as _, path::Path};
 use futures::FutureExt as _;
 
 use super::{Place, Vm, machine, on_a_host, run};
-use crate::{HOST_V4, MachineAddresses, Network, NetworkError, PublicAddresses, tap};
+use crate::{
+    HOST_V4, MachineAddresses, Network, NetworkConfig, NetworkError, PublicAddresses, tap,
+};
 
-/// All that there is of the network, on the host and in the namespace.
+/// All that there is of the network, on the host and in the namespace, but what a server holds as
+/// long as it runs.
 fn all(network: &Network) -> String {
     let list = "ip rule; ip -6 rule; ip -o link | sed 's/^[0-9]*: //; s/ link-netnsid.*//; \
                 s/@if[0-9]*//; s/NO-CARRIER,//; s/,LOWER_UP//; s/ state [A-Z]*//'; ip -o address | \
                 sed 's/^[0-9]*: //'; ip route show table all; ip -6 route show table all; ip \
-                neighbour; ip -6 neighbour; nft --stateless list ruleset; sysctl \
-                net.ipv4.ip_forward";
+                neighbour; ip -6 neighbour; nft --stateless list ruleset | sed \
+                '/-untranslated-/,/^}/d'; sysctl net.ipv4.ip_forward";
     let inside = network.run_inside(list);
     format!("{}\n-- inside\n{inside}", run(list))
 }
@@ -102,6 +105,50 @@ fn doctor_sees_rules_that_are_in_a_wrong_order() {
             "ip rule del pref 1; ip rule add pref 1 from {HOST_V4} iif lo goto 2 proto kernel"
         ));
         assert_eq!(place.missing().await, ["routing rules"]);
+    });
+}
+
+#[test]
+fn doctor_names_what_is_missing_of_the_network() {
+    on_a_host(async || {
+        let run_directory = tempfile::tempdir().unwrap();
+        let place = Place::beside(&run_directory);
+        let pools = ["203.0.113.64/28".parse().unwrap()];
+        let config = || NetworkConfig { egress_pools: pools.to_vec(), ..place.config() };
+        for (taken, expected) in [
+            ("true", &[][..]),
+            ("sysctl -q net.ipv4.ip_forward=0", &["forwarding"]),
+            ("sysctl -q net.ipv6.conf.all.forwarding=0", &["forwarding"]),
+            ("nft delete table inet caddis-0", &["packet filter"]),
+            ("ip route flush table local proto 203", &["routes to egress addresses"]),
+            ("ip rule del iif caddis-0 blackhole", &["routing rules"]),
+            ("ip link del caddis-0", &["link"]),
+        ] {
+            // Nobody puts it back once the server is gone.
+            drop(Network::start(config()).await.unwrap());
+            run(taken);
+            let found = Network::inspect(&place.run, place.data.path(), &pools).await.unwrap();
+            assert_eq!(found.unwrap(), expected, "{taken}");
+        }
+    });
+}
+
+#[test]
+fn doctor_sees_a_network_of_the_host_in_the_addresses_of_machines() {
+    on_a_host(async || {
+        let run_directory = tempfile::tempdir().unwrap();
+        let place = Place::beside(&run_directory);
+        run("ip link add lan type veth peer name other; ip link set lan up");
+        assert_eq!(place.pool().await.unwrap(), "10.201.0.0/16");
+        // Before the first start another one would be chosen.
+        run("ip address add 10.201.9.1/24 dev lan");
+        assert_eq!(place.pool().await.unwrap(), "10.202.0.0/16");
+        assert_eq!(place.start().await.unwrap().ipv4_pool().to_string(), "10.202.0.0/16");
+        assert_eq!(place.pool().await.unwrap(), "10.202.0.0/16", "its own routes are none");
+        // A tunnel that came later.
+        run("ip route add 10.202.44.0/24 dev lan");
+        let error = place.pool().await.unwrap_err();
+        assert!(matches!(&error, NetworkError::PoolInUse { link, .. } if link == "lan"), "{error}");
     });
 }
 

@@ -68,12 +68,17 @@ async fn sample(shared: &Shared, app: &str, last: &mut Last) -> UsageSample {
             let used = cpu.saturating_sub(*before).as_secs_f64();
             (1000.0 * used / (at - *since).as_secs_f64().max(0.001)).round() / 10.0
         });
+        let address = shared.publisher.get(&id).map(|record| record.machine.private_ip.parse());
+        let asked = address.and_then(Result::ok).map(|address| shared.network.dns_queries(address));
+        let asked = asked.unwrap_or_default();
         now.insert(id.clone(), (vm.pid(), at, cpu));
         machines.push(MachineUsage {
             id,
             cpu_percent,
             cpu_seconds: cpu.as_secs_f64(),
             memory_bytes,
+            dns_queries: asked.asked,
+            dns_forwarded: asked.forwarded,
         });
     }
     *last = now;

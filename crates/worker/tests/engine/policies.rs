@@ -21,9 +21,16 @@ fn policy(selector: Value, port: u16) -> Policy {
 }
 
 async fn set(fixture: &Fixture, app: &AppName, policies: Vec<Policy>) {
+    assert_eq!(set_as(fixture, 0, app, policies).await, 0);
+}
+
+/// The same under a number; the one that the worker has then.
+async fn set_as(fixture: &Fixture, revision: u64, app: &AppName, policies: Vec<Policy>) -> u64 {
     let apps = vec![AppPolicies { app: app.clone(), policies }];
-    let reply = fixture.ask(WorkerRequest::SetPolicies { apps }).await.unwrap();
-    assert!(matches!(reply, WorkerReply::PoliciesSet));
+    match fixture.ask(WorkerRequest::SetPolicies { revision, apps }).await.unwrap() {
+        WorkerReply::PoliciesSet { revision } => revision,
+        other => panic!("{other:?}"),
+    }
 }
 
 /// How many allowances each machine has, by its private address.
@@ -58,6 +65,32 @@ async fn a_machine_has_its_policies_from_before_its_start_until_it_is_destroyed(
     let other = AppName::from_trusted("other");
     set(&fixture, &other, vec![policy(json!({ "all": true }), 80)]).await;
     assert_eq!(in_force(&fixture), BTreeMap::new(), "of another app");
+}
+
+#[tokio::test]
+async fn policies_that_come_late_do_not_replace_later_ones() {
+    let mut fixture = Fixture::new().await;
+    let id = fixture.started().await;
+    let app = fixture.record(&id).unwrap().app;
+    let allowing =
+        |count: u16| (1..=count).map(|port| policy(json!({ "all": true }), port)).collect();
+    let address = address(&fixture, &id);
+    assert_eq!(set_as(&fixture, 7, &app, allowing(2)).await, 7);
+    assert_eq!(set_as(&fixture, 6, &app, allowing(1)).await, 7);
+    assert_eq!(in_force(&fixture), [(address, 2)].into());
+    // The same again, and a gateway that knows no numbers.
+    assert_eq!(set_as(&fixture, 7, &app, allowing(3)).await, 7);
+    assert_eq!(in_force(&fixture), [(address, 3)].into());
+    assert_eq!(set_as(&fixture, 0, &app, allowing(4)).await, 7);
+    assert_eq!(in_force(&fixture), [(address, 4)].into());
+    assert_eq!(set_as(&fixture, 9, &app, Vec::new()).await, 9);
+    assert_eq!(set_as(&fixture, 8, &app, allowing(1)).await, 9);
+    assert_eq!(in_force(&fixture), BTreeMap::new());
+    // A new process takes whatever it is told first: nothing that was sent to the former reaches it.
+    fixture.kill().await;
+    fixture.start().await;
+    assert_eq!(set_as(&fixture, 1, &app, allowing(1)).await, 1);
+    assert_eq!(in_force(&fixture), [(address, 1)].into());
 }
 
 #[tokio::test]
@@ -99,7 +132,7 @@ async fn a_machine_whose_policies_can_t_be_put_in_force_does_not_start() {
     let launches = fixture.host.launches();
     fixture.network.refuse_policies(true);
     let apps = Vec::new();
-    fixture.ask(WorkerRequest::SetPolicies { apps }).await.unwrap_err();
+    fixture.ask(WorkerRequest::SetPolicies { revision: 0, apps }).await.unwrap_err();
     assert_eq!(in_force(&fixture).len(), 1, "what was in force still is");
     let id = fixture.create(&["sleep", "inf"]).await;
     fixture

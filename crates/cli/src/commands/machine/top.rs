@@ -150,7 +150,7 @@ fn draw(
     let has_traffic = used.values().any(|used| used.traffic.is_some());
     let rows: Vec<_> =
         machines.iter().map(|(machine, used)| row(machine, *used, has_traffic, now)).collect();
-    let mut headers = vec!["ID", "Name", "State", "CPU", "CPU Time", "Memory", "Of"];
+    let mut headers = vec!["ID", "Name", "State", "CPU", "CPU Time", "Memory", "Of", "DNS"];
     if has_traffic {
         headers.extend(["Active", "Conns", "Reqs", "Waiting", "In", "Out"]);
     }
@@ -176,6 +176,7 @@ fn row(machine: &Machine, used: Option<&Used>, has_traffic: bool, now: Timestamp
         usage.map(|usage| format!("{:.1}s", usage.cpu_seconds)).unwrap_or_default(),
         usage.map(|usage| size::mebibytes(usage.memory_bytes)).unwrap_or_default(),
         format!("{} MiB", guest.memory_mb.unwrap_or(256)),
+        usage.map(|usage| usage.dns_queries.to_string()).unwrap_or_default(),
     ];
     if has_traffic {
         let cell = |number: fn(&MachineTraffic) -> String| {

@@ -56,6 +56,8 @@ pub struct State {
     pub sequence: u64,
     /// Network policies as they were told last.
     pub policies: Vec<AppPolicies>,
+    /// The number of these.
+    pub policy_revision: u64,
     /// The next ones are refused so.
     pub policy_errors: VecDeque<ApiError>,
     pub incarnation: String,
@@ -393,13 +395,16 @@ impl FakeWorker {
             | WorkerRequest::GetSnapshot { .. }
             | WorkerRequest::DeleteSnapshot { .. }
             | WorkerRequest::ListVolumes { .. }) => self.state().volumes(&self.id, request),
-            WorkerRequest::SetPolicies { apps } => {
+            WorkerRequest::SetPolicies { revision, apps } => {
                 let mut state = self.state();
                 if let Some(error) = state.policy_errors.pop_front() {
                     return Err(error);
                 }
-                state.policies = apps;
-                Ok(WorkerReply::PoliciesSet)
+                if revision >= state.policy_revision {
+                    state.policy_revision = revision;
+                    state.policies = apps;
+                }
+                Ok(WorkerReply::PoliciesSet { revision: state.policy_revision })
             }
             WorkerRequest::SetEgress { revision, machines } => {
                 self.state().egress = machines;
