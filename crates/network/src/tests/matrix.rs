@@ -192,9 +192,9 @@ impl Scene {
 
 /// Two computers whose packets come from the device of peers. A bridge stands for their tunnels.
 async fn connected(network: &Network, place: &TempDir) -> (Namespace, [Machine; 2]) {
-    let device = network.attach_peers(|name| {
+    let device = network.attach_peers(128, |name| {
         run(&format!("ip link add {name} type veth peer name tunnel"));
-        Ok(std::fs::File::open("/dev/null")?.into())
+        std::fs::File::open("/dev/null")
     });
     drop(device.await.unwrap());
     network.route_peers(["fdaa:0:5::/48".parse().unwrap()].into()).await.unwrap();

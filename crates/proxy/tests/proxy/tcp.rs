@@ -1,6 +1,9 @@
 //! Connections whose bytes are passed on as they are.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use caddis_proxy::*;
 use tokio::{
@@ -72,6 +75,12 @@ async fn a_client_that_has_said_all_it_has_to_say_waits_for_its_machine() {
     client.write_all(b"hello").await.unwrap();
     client.shutdown().await.unwrap();
     eventually("the start", || world.machines.wakes().len() == 1).await;
+    // Whether a client has left is asked now and then.
+    tokio::time::pause();
+    for _ in 0..100 {
+        tokio::time::advance(Duration::from_millis(5)).await;
+    }
+    tokio::time::resume();
     let _upstream = telling_at(address).await;
     let mut answer = String::new();
     in_time("the answer", client.read_to_string(&mut answer)).await.unwrap();

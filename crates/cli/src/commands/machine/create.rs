@@ -4,7 +4,7 @@ use caddis_api::{Machine, app::CreateAppRequest, requests::CreateMachineRequest}
 use caddis_client::Client;
 use clap::Args;
 
-use super::{choice, health, launch, shell};
+use super::{health, launch, shell};
 use crate::{
     CliError,
     globals::AppArgs,

@@ -10,7 +10,7 @@ use caddis_client::Client;
 use tokio::time::{Instant, sleep};
 
 use super::choice;
-use crate::{CliError, Printer, Session};
+use crate::{CliError, Printer, session::Session};
 
 /// How long they may take, and how often they are looked at: the reference's figures.
 const TIMEOUT: Duration = Duration::from_secs(300);
