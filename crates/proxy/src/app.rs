@@ -101,10 +101,19 @@ fn has_lost_its_vm(old: &MachineRoute, new: &MachineRoute) -> bool {
     !old.is_off && (new.is_off || new.booted_at != old.booted_at)
 }
 
-/// Whether there are candidates, and all are cordoned.
-pub(crate) fn are_all_cordoned<'a>(candidates: impl Iterator<Item = &'a Candidate>) -> bool {
-    let mut candidates = candidates.peekable();
-    candidates.peek().is_some() && candidates.all(|candidate| candidate.route.cordoned)
+/// Why none of these candidates can be had.
+pub(crate) fn why_nobody<'a>(candidates: impl Iterator<Item = &'a Candidate>) -> &'static str {
+    let candidates: Vec<_> = candidates.collect();
+    let are_all = |is_so: fn(&Candidate) -> bool| {
+        !candidates.is_empty() && candidates.iter().all(|candidate| is_so(candidate))
+    };
+    if are_all(|one| one.route.cordoned) {
+        "all machines that take traffic at this port are cordoned"
+    } else if are_all(|one| one.state().is_asleep() && !one.service().autostart) {
+        "all machines that take traffic at this port are stopped, and not to be started by traffic"
+    } else {
+        "no healthy machine takes traffic at this port"
+    }
 }
 
 /// A port, or a range, and what its traffic goes to.

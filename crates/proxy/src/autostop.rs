@@ -208,11 +208,15 @@ pub(crate) fn watch_idle(core: &Arc<Core>, app: &Arc<App>) {
 async fn watch_machine(core: &Arc<Core>, app: &Arc<App>, machine: &Arc<Machine>) {
     loop {
         let candidate = idle_rule(app, machine);
-        let rule = candidate.filter(|one| runs(one) && one.route.hold.is_none());
-        let Some(candidate) = rule else {
+        let Some(candidate) = candidate.filter(runs) else {
             machine.rerouted.notified().await;
             continue;
         };
+        if let Some(hold) = &candidate.route.hold {
+            machine.decided("kept running", hold.as_str());
+            machine.rerouted.notified().await;
+            continue;
+        }
         let timeout = candidate.service().idle_timeout.unwrap_or(Duration::MAX);
         if machine.open_streams() > 0 {
             tokio::select! {
@@ -353,7 +357,11 @@ fn begin(app: &App, candidate: &Candidate, may_drain: bool) -> bool {
     let _one_at_a_time = app.decide.lock();
     let Some(now) = app.current(candidate) else { return false };
     let machine = &now.machine;
-    if !runs(&now) || now.route.is_held() || machine.has_startups() {
+    if !runs(&now) || machine.has_startups() {
+        return false;
+    }
+    if now.route.is_held() {
+        machine.decided("kept running", kept_for(&now, &observe(&now)));
         return false;
     }
     let compiled = app.compiled();

@@ -466,7 +466,12 @@ fn unsent_to(candidate: &Candidate) -> Failure {
 /// A request was sent, or begun, and no response came.
 fn broken(candidate: &Candidate, error: &hyper::Error) -> Failure {
     let id = &candidate.machine.id;
-    let text = format!("machine {id} gave no response to the request: {error}");
+    // What the library says then is about itself.
+    let text = if error.is_canceled() {
+        format!("machine {id} gave no response to the request before its connection was cut")
+    } else {
+        format!("machine {id} gave no response to the request: {error}")
+    };
     Failure::of(id, ErrorCode::PU02, text)
 }
 

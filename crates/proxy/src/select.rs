@@ -180,7 +180,7 @@ impl<'a> Search<'a> {
         loop {
             changes.borrow_and_update();
             let Some(endpoint) = self.app.endpoint(self.port) else {
-                return Err(self.nobody(false));
+                return Err(self.nobody(app::why_nobody([].into_iter())));
             };
             // Before looking, so that nothing that is freed meanwhile is missed.
             let mut freed = pin!(endpoint.queue.freed(self.is_selective()));
@@ -218,8 +218,8 @@ impl<'a> Search<'a> {
                 Way::Nothing(failure) => {
                     self.last = failure.or(self.last.take());
                     let fitting = endpoint.candidates.iter().filter(|one| self.fits(one));
-                    let are_cordoned = app::are_all_cordoned(fitting);
-                    return Err(self.nobody(are_cordoned));
+                    let why = app::why_nobody(fitting);
+                    return Err(self.nobody(why));
                 }
             }
         }
@@ -257,7 +257,7 @@ impl<'a> Search<'a> {
         }
     }
 
-    fn nobody(&mut self, are_cordoned: bool) -> Failure {
+    fn nobody(&mut self, why: &str) -> Failure {
         self.last.take().unwrap_or_else(|| {
             if let Some(id) =
                 self.preference.machine.as_ref().filter(|_| self.preference.is_machine_forced)
@@ -267,12 +267,7 @@ impl<'a> Search<'a> {
                     format!("machine {id} does not exist or takes no traffic at this port"),
                 );
             }
-            let text = if are_cordoned {
-                "all machines that take traffic at this port are cordoned"
-            } else {
-                "no healthy machine takes traffic at this port"
-            };
-            Failure::new(ErrorCode::PR01, text)
+            Failure::new(ErrorCode::PR01, why)
         })
     }
 }

@@ -252,14 +252,15 @@ async fn until_ready(
             return Err(Failure::of(&machine.id, ErrorCode::PM03, text));
         }
     }
-    if tokio::time::timeout_at(deadline, until_healthy(app, candidate)).await.is_err() {
+    let checked = tokio::time::timeout_at(deadline, until_healthy(app, candidate)).await;
+    let Ok(outcome) = checked else {
         let text = format!(
             "machine {} accepted connections, but its checks did not pass within {:?}",
             machine.id, limit
         );
         return Err(Failure::of(&machine.id, ErrorCode::PM03, text));
-    }
-    Ok(())
+    };
+    outcome
 }
 
 async fn until_it_accepts(app: &App, candidate: &Candidate) -> Result<TcpStream, Failure> {
@@ -288,8 +289,7 @@ async fn until_it_accepts(app: &App, candidate: &Candidate) -> Result<TcpStream,
         }
         let state = candidate.state();
         if !matches!(state, MachineState::Started | MachineState::Starting) {
-            let text = format!("machine {} ended before it was ready", candidate.machine.id);
-            return Err(Failure::of(&candidate.machine.id, ErrorCode::PM08, text));
+            return Err(ended_early(candidate));
         }
         // Nothing tells when a port in the machine opens.
         tokio::select! {
@@ -300,16 +300,24 @@ async fn until_it_accepts(app: &App, candidate: &Candidate) -> Result<TcpStream,
     }
 }
 
-async fn until_healthy(app: &App, candidate: &Candidate) {
+fn ended_early(candidate: &Candidate) -> Failure {
+    let id = &candidate.machine.id;
+    Failure::of(id, ErrorCode::PM08, format!("machine {id} ended before it was ready"))
+}
+
+async fn until_healthy(app: &App, candidate: &Candidate) -> Result<(), Failure> {
     let mut changes = app.version.subscribe();
     loop {
         changes.borrow_and_update();
-        let is_healthy = app
-            .current(candidate)
-            .is_none_or(|now| now.service().healthy && now.state() == MachineState::Started);
+        let Some(now) = app.current(candidate) else { return Ok(()) };
+        match now.state() {
+            MachineState::Started if now.service().healthy => return Ok(()),
+            MachineState::Started | MachineState::Starting => {}
+            _ => return Err(ended_early(candidate)),
+        }
         // The sender lives as long as the app that is borrowed here.
-        if is_healthy || changes.changed().await.is_err() {
-            return;
+        if changes.changed().await.is_err() {
+            return Ok(());
         }
     }
 }

@@ -54,8 +54,8 @@ fn read(request: &Request<'_, '_>) -> Result<Option<u64>, Refused> {
 
 fn ttl(query: &str) -> Result<u64, Refused> {
     let usage = "use ttl=SECONDS";
-    let Some(text) = query.strip_prefix("ttl=") else {
-        return refuse(400, format!("invalid query: {usage}"));
+    let Some(text) = query.strip_prefix("ttl=").filter(|text| !text.contains('&')) else {
+        return refuse(400, format!("invalid query: {usage}, and nothing else"));
     };
     let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     match text.parse() {

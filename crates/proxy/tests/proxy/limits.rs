@@ -188,15 +188,22 @@ async fn cordoned_and_unhealthy_machines_get_no_traffic() {
 }
 
 #[tokio::test]
-async fn that_all_machines_are_cordoned_is_told() {
+async fn why_no_machine_can_be_had_is_told() {
     let world = World::new();
     let mut cordoned = started("a1", address());
     cordoned.cordoned = true;
     let mut sick = started("a2", address());
     sick.services[0].healthy = false;
+    let mut off = stopped("a3", address());
+    off.services[0].autostart = false;
     for (machines, expected) in [
         (vec![cordoned.clone()], "all machines that take traffic at this port are cordoned"),
         (vec![cordoned, sick], "no healthy machine takes traffic at this port"),
+        (
+            vec![off],
+            "all machines that take traffic at this port are stopped, and not to be started by \
+             traffic",
+        ),
     ] {
         world.apply(machines);
         assert!(world.get("/").await.body.starts_with("PR01"));
