@@ -96,6 +96,11 @@ impl Candidate {
     }
 }
 
+/// Whether a machine that runs by its old route is about to end.
+fn is_to_end(old: &MachineRoute, new: &MachineRoute) -> bool {
+    old.state == MachineState::Started && new.state.is_asleep() && !new.is_off
+}
+
 /// Whether the VM that a machine had by its old route has gone.
 fn has_lost_its_vm(old: &MachineRoute, new: &MachineRoute) -> bool {
     !old.is_off && (new.is_off || new.booted_at != old.booted_at)
@@ -262,6 +267,11 @@ impl App {
             // Only now: who assumes something looks at the routes afterwards, so that one of us
             // sees the other.
             machine.routed(route.state);
+            // Somebody stops it: its clients are told as its program is.
+            if old.is_some_and(|old| is_to_end(old, route)) {
+                machine.tell_drain();
+                machine.end_drain();
+            }
             // Its VM may have gone without closing anything: nobody would ever hear of that.
             if old.is_some_and(|old| has_lost_its_vm(old, route)) {
                 machine.cut_connections();

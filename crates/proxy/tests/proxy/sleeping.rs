@@ -413,6 +413,25 @@ async fn a_websocket_is_told_to_close_when_its_machine_is_drained() {
 }
 
 #[tokio::test]
+async fn a_websocket_is_told_to_close_when_somebody_stops_its_machine() {
+    let (world, upstream) = drained_world().await;
+    let route = started("a1", upstream.address);
+    world.apply(vec![route.clone()]);
+    let mut socket = websocket(&world).await;
+    world.apply(vec![MachineRoute { state: MachineState::Stopped, ..route.clone() }]);
+    let mut frame = [0; 4];
+    in_time("the close frame", socket.read_exact(&mut frame)).await.unwrap();
+    assert_eq!(frame, [0x88, 2, 0x03, 0xe9]);
+    drop(socket);
+    eventually("the end", || world.open_streams("a1") == 0).await;
+    // What comes to its next life is not told.
+    world.apply(vec![route]);
+    let mut socket = websocket(&world).await;
+    socket.write_all(b"more").await.unwrap();
+    assert_eq!(world.open_streams("a1"), 1);
+}
+
+#[tokio::test]
 async fn a_drain_is_called_off_by_a_request_that_only_this_machine_can_take() {
     let (world, upstream) = drained_world().await;
     let route = drainable("a1", &upstream);
