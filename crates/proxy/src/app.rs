@@ -60,8 +60,12 @@ impl Candidate {
     /// Whether a request may start it.
     pub(crate) fn may_wake(&self) -> bool {
         !self.route.cordoned
-            && self.service().autostart
+            && self.is_started_by_traffic()
             && (self.state().is_asleep() || self.machine.is_sleeping())
+    }
+
+    fn is_started_by_traffic(&self) -> bool {
+        self.service().autostart && self.service().protocol != Protocol::Udp
     }
 
     /// Whether it started less than so long ago, by whomever.
@@ -114,7 +118,7 @@ pub(crate) fn why_nobody<'a>(candidates: impl Iterator<Item = &'a Candidate>) ->
     };
     if are_all(|one| one.route.cordoned) {
         "all machines that take traffic at this port are cordoned"
-    } else if are_all(|one| one.state().is_asleep() && !one.service().autostart) {
+    } else if are_all(|one| one.state().is_asleep() && !one.is_started_by_traffic()) {
         "all machines that take traffic at this port are stopped, and not to be started by traffic"
     } else {
         "no healthy machine takes traffic at this port"

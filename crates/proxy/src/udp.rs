@@ -278,13 +278,9 @@ fn pick(
     Err(Some(if is_any_eligible {
         let text = "datagrams are dropped: all machines are at their hard limit";
         Failure::new(ErrorCode::PR04, text)
-    } else if app::are_all_cordoned(candidates.iter()) {
-        let text = format!(
-            "datagrams are dropped: all machines that take them at port {port} are cordoned"
-        );
-        Failure::new(ErrorCode::PR01, text)
     } else {
-        let text = format!("datagrams are dropped: no healthy machine takes them at port {port}");
+        let why = app::why_nobody(candidates.iter());
+        let text = format!("datagrams to port {port} are dropped: {why}");
         Failure::new(ErrorCode::PR01, text)
     }))
 }
