@@ -263,7 +263,8 @@ async fn the_catalog_of_an_older_server_is_taken_up_with_all_that_is_in_it() {
     drop((catalog, store));
     let first_release = "DROP TABLE requests; DROP TABLE addresses; DROP TABLE volumes; \
                          DROP TABLE egress_blocks; DROP TABLE egress_addresses; \
-                         DROP TABLE egress_revision; DROP TABLE policies; DROP TABLE peers; \
+                         DROP TABLE egress_revision; DROP TABLE policies; \
+                         DROP TABLE policy_revisions; DROP TABLE peers; \
                          PRAGMA user_version = 1;";
     rusqlite::Connection::open(&path).unwrap().execute_batch(first_release).unwrap();
     let catalog = open(&path);

@@ -105,7 +105,8 @@ pub async fn run(clone: Clone, session: &Session) -> Result<(), CliError> {
         // One that goes with its program is gone when that has failed.
         unfinished.over = auto_destroy && matches!(outcome, Err(CliError::Failed { .. }));
         if outcome? == Outcome::Runs {
-            health::follow_new(session, &client, &app, id).await?;
+            let machine = choice::get(&client, &app, id.as_str()).await?;
+            health::follow_new(printer, &client, &app, &machine).await?;
         }
     }
     unfinished.over = true;

@@ -4,7 +4,7 @@ use caddis_api::{Machine, app::CreateAppRequest, requests::CreateMachineRequest}
 use caddis_client::Client;
 use clap::Args;
 
-use super::{health, launch, shell};
+use super::{choice, health, launch, shell};
 use crate::{
     CliError,
     globals::AppArgs,
@@ -122,7 +122,8 @@ pub async fn run(create: Create, launched: bool, session: &Session) -> Result<()
         return Ok(());
     }
     printer.out("==> Monitoring health checks")?;
-    health::follow_new(session, &client, &app, &created.id).await?;
+    let machine = choice::get(&client, &app, created.id.as_str()).await?;
+    health::follow_new(printer, &client, &app, &machine).await?;
     unfinished.over = true;
     printer.out("\nMachine started, you can connect via the following private ip")?;
     printer.out(format_args!("  {}", created.private_ip))?;

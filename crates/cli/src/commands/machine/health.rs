@@ -3,37 +3,53 @@
 use std::time::Duration;
 
 use caddis_api::{
-    Machine, MachineId, MachineState,
+    Machine, MachineState,
+    hold::HoldRequest,
     machine::{CheckState, CheckStatus},
 };
 use caddis_client::Client;
 use tokio::time::{Instant, sleep};
 
 use super::choice;
-use crate::{CliError, Printer, session::Session};
+use crate::{CliError, Printer};
 
 /// How long they may take, and how often they are looked at: the reference's figures.
 const TIMEOUT: Duration = Duration::from_secs(300);
 const OFTEN: Duration = Duration::from_secs(1);
 
-/// The same as [`follow`] for a machine that was just made. It is leased meanwhile, since nobody
-/// uses it yet: it would be put to sleep if its checks took longer than its idle timeout.
+/// For how long a machine is held at a time whose checks are waited for, and why.
+const HELD: Duration = Duration::from_secs(10);
+const REASON: &str = "its checks are waited for";
+
+/// Waits until all checks pass of a machine that was just made. It is held meanwhile: nobody uses
+/// it yet, so it would be put to sleep where its checks take longer than its idle timeout.
 pub async fn follow_new(
-    session: &Session,
+    printer: &Printer,
     client: &Client,
     app: &str,
-    id: &MachineId,
+    machine: &Machine,
 ) -> Result<(), CliError> {
-    let machine = choice::get(client, app, id.as_str()).await?;
-    if machine.checks.as_ref().is_some_and(|checks| !checks.is_empty()) {
-        session.lease(client, app, &machine).await?;
+    let held = async {
+        let request = HoldRequest { ttl: Some(HELD.as_secs()), reason: Some(REASON.to_owned()) };
+        loop {
+            let now = client.get_machine(app, &machine.id).await.ok();
+            let hold = now.and_then(|machine| machine.hold);
+            // Not in place of one that its program has asked for.
+            if hold.is_none_or(|hold| hold.reason.as_deref() == Some(REASON)) {
+                // Where it can't be held, how it ends is told.
+                let _ = client.hold_machine(app, &machine.id, &request).await;
+            }
+            sleep(HELD / 2).await;
+        }
+    };
+    tokio::select! {
+        biased;
+        followed = follow(printer, client, app, machine) => followed,
+        () = held => Ok(()),
     }
-    let followed = follow(&session.printer, client, app, &machine).await;
-    session.release_lease(id).await;
-    followed
 }
 
-/// Waits until all of a machine's checks pass.
+/// Waits until all of a machine's checks pass. It is leased, or held.
 pub async fn follow(
     printer: &Printer,
     client: &Client,
