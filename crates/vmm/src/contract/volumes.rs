@@ -218,7 +218,7 @@ pub async fn a_volume_that_cannot_be_opened_is_an_error_and_leaves_nothing(fixtu
         end(&vm).await;
         driver.close().await;
         drop(vm);
-        assert_no_slots(fixture);
+        assert_no_slots(fixture).await;
     }
 }
 

@@ -47,5 +47,5 @@ pub async fn a_warm_vm_that_died_is_replaced_in_its_place(fixture: &dyn Fixture)
     assert_eq!(fixture.slots().list().unwrap(), [slot]);
     end(&vm).await;
     drop(vm);
-    assert_no_slots(fixture);
+    assert_no_slots(fixture).await;
 }
