@@ -65,7 +65,7 @@ pub struct Measured {
     pub busy: f64,
 }
 
-/// Asks until time is up, over connections that were made before.
+/// Asks until time is up, over connections that were made and asked once before.
 ///
 /// # Errors
 /// When an answer is an error.
@@ -77,6 +77,7 @@ pub async fn generate(target: &Target) -> Result<Measured> {
     let open = |host: String| async move {
         let mut connection = Connection::open(target.port, &host, target.tls).await?;
         connection.prepare(&target.path, &target.token);
+        connection.ask().await?;
         anyhow::Ok(connection)
     };
     let connections = try_join_all(hosts.map(open)).await?;

@@ -7,6 +7,7 @@
 //! ```
 
 mod answer;
+mod failures;
 mod head;
 mod upgrade;
 
@@ -22,6 +23,7 @@ use tokio::time::Instant;
 pub(crate) use self::answer::{Answer, StreamBody};
 use self::{
     answer::{AnswerBody, Passing},
+    failures::{broken, too_slow, unsent_to},
     head::{Head, NO_HOST},
 };
 use crate::{
@@ -454,31 +456,6 @@ impl Exchange {
         *response.body_mut() = AnswerBody::Text(bytes::Bytes::from(text).into());
         response
     }
-}
-
-/// The connection was closed before anything of a request was written.
-fn unsent_to(candidate: &Candidate) -> Failure {
-    let id = &candidate.machine.id;
-    let text = format!("machine {id} closed its connection before the request was sent");
-    Failure::of(id, ErrorCode::PU02, text)
-}
-
-/// A request was sent, or begun, and no response came.
-fn broken(candidate: &Candidate, error: &hyper::Error) -> Failure {
-    let id = &candidate.machine.id;
-    // What the library says then is about itself.
-    let text = if error.is_canceled() {
-        format!("machine {id} gave no response to the request before its connection was cut")
-    } else {
-        format!("machine {id} gave no response to the request: {error}")
-    };
-    Failure::of(id, ErrorCode::PU02, text)
-}
-
-/// The client sent the request's body so slowly that it was given up.
-fn too_slow(id: &caddis_api::MachineId) -> Failure {
-    let text = format!("the client sent the body of its request to machine {id} too slowly");
-    Failure::of(id, ErrorCode::PC04, text)
 }
 
 /// An answer that is passed on to a client of this version.

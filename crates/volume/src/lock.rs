@@ -20,6 +20,8 @@ use rustix::{
 /// How often, and how long after the last time, a lock is tried that no process is seen to hold.
 const ATTEMPTS: usize = 20;
 const PAUSE: Duration = Duration::from_millis(1);
+/// How often a process is seen until the lock is its own.
+const SEEN: usize = 10;
 
 /// A lock that is given up when dropped, whatever copies of the descriptor there are: a process
 /// that is being started has one of everything until it runs its program.
@@ -31,8 +33,10 @@ impl FileLock {
     ///
     /// The lock of a process that was killed outlives it for as long as another process looks at
     /// its descriptors (`/proc/PID/fd`, as `lsof` and [`holders`] do), so where nobody has the file
-    /// open the lock is waited for.
+    /// open the lock is waited for. A program that it was about to start has them, too, until it
+    /// runs: so one look that finds somebody does not count.
     pub(crate) fn take(path: &Path) -> io::Result<Option<Self>> {
+        let mut seen = 0;
         for _ in 0..ATTEMPTS {
             let file = OpenOptions::new().read(true).write(true).open(path)?;
             match flock(&file, FlockOperation::NonBlockingLockExclusive) {
@@ -41,6 +45,9 @@ impl FileLock {
                 Err(error) => return Err(error.into()),
             }
             if !open_in(path)?.is_empty() {
+                seen += 1;
+            }
+            if seen == SEEN {
                 break;
             }
             std::thread::sleep(PAUSE);

@@ -122,8 +122,8 @@ impl Catalog {
     }
 
     /// A number under which to tell a worker the policies that are read from now on: above that of
-    /// anyone who has read before, and above `known`. So of two that arrive, the one with the higher
-    /// number has all that the other has.
+    /// anyone who has read before, and above `known`. So of two that arrive, the one with the
+    /// higher number has all that the other has.
     ///
     /// # Errors
     /// When the store fails.

@@ -51,7 +51,7 @@ impl Passing {
     fn broke(&self, error: &hyper::Error) {
         let id = &self.permit.machine.id;
         if self.source.is_too_slow() {
-            let failure = super::too_slow(id);
+            let failure = super::failures::too_slow(id);
             self.core.report(&self.app, &failure, self.request_id.to_str().ok());
             return;
         }
