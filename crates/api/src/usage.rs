@@ -28,9 +28,9 @@ pub struct MachineUsage {
     pub cpu_seconds: f64,
     /// Memory of the VM on the host, bytes: its own, and its share of what VMs share.
     pub memory_bytes: u64,
-    /// Queries of the machine to the name server, since its VM was started; since the server was, if
-    /// that is later. Also a machine that may make no other connections can ask for names, unless a
-    /// network policy says `dns: deny`.
+    /// Queries of the machine to the name server, since its VM was started; since the server was,
+    /// if that is later. Also a machine that may make no other connections can ask for names,
+    /// unless a network policy says `dns: deny`.
     #[serde(default)]
     pub dns_queries: u64,
     /// Those of them that went to the host's name servers: names of the outside.

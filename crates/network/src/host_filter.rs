@@ -14,8 +14,8 @@
 //!                                              one, else masquerade
 //! ```
 //! The routing rules (see `rules.rs`) let nothing in from the link that has no mark. So without
-//! this table nothing passes. What has its mark and meets no table at its end any more is dropped by
-//! `untranslated.rs`, so that nothing leaves under an address of a machine.
+//! this table nothing passes. What has its mark and meets no table at its end any more is dropped
+//! by `untranslated.rs`, so that nothing leaves under an address of a machine.
 
 mod egress;
 pub(crate) mod untranslated;

@@ -1,5 +1,7 @@
 //! One client connection: TLS, then HTTP or plain bytes.
 
+mod requests;
+
 use std::{
     fmt,
     net::{IpAddr, SocketAddr},
@@ -30,11 +32,8 @@ use crate::{
     error::Failure,
     forward::StreamBody,
     headers::Origin,
-    rare::Rare,
     replay_body::{Source, Upload},
-    request_guard::{Guarded, Spoken},
-    serving::Serving,
-    slow_client,
+    request_guard::Spoken,
     socket::{ClientSocket, Monitor},
     tcp,
 };
@@ -307,7 +306,7 @@ pub(crate) async fn attend(
         if port == 443 {
             return Box::pin(tls(&core, None, connection, socket)).await;
         }
-        return serve_http(&core, Arc::new(connection), socket, &HttpOptions::default()).await;
+        return requests::serve(&core, Arc::new(connection), socket, &HttpOptions::default()).await;
     };
     let Some(app) = core.table.get(&name) else { return };
     let Some(endpoint) = app.endpoint(port) else { return };
@@ -414,103 +413,8 @@ async fn plain<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     stream: S,
 ) {
     if port.handlers.http {
-        serve_http(core, Arc::new(connection), stream, &port.http).await;
+        requests::serve(core, Arc::new(connection), stream, &port.http).await;
     } else {
         tcp::serve(core, app, &connection, port, stream).await;
-    }
-}
-
-async fn serve_http<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
-    core: &Arc<Core>,
-    connection: Arc<Connection>,
-    stream: S,
-    options: &HttpOptions,
-) {
-    let head_timeout = options.headers_read_timeout.unwrap_or(core.config.headers_read_timeout);
-    let mut asked_to_end = pin!(async {
-        tokio::select! {
-            () = connection.drain.notified() => {}
-            () = core.stopping.cancelled() => {}
-        }
-    });
-    // Boxed: there are timers in it.
-    let mut over = Box::pin(over(core, &connection, options, head_timeout));
-    let mut slow = pin!(slow_client::found(&connection, &core.config));
-    let mut stream = Guarded::new(stream, connection.clone());
-    loop {
-        // Not before something comes: what reads and writes HTTP has large buffers.
-        let spoken = {
-            let ends = pin!(async {
-                tokio::select! {
-                    () = asked_to_end.as_mut() => {}
-                    () = over.as_mut() => {}
-                }
-            });
-            tokio::select! {
-                biased;
-                spoken = stream.spoken() => spoken,
-                () = Rare::new(ends) => return,
-            }
-        };
-        let Ok(Some(spoken)) = spoken else { return };
-        let mut serving = Serving::begin(core, &connection, stream, spoken);
-        let what = {
-            // As one: each that is waited for has to be looked at whenever something comes.
-            let seldom = pin!(async {
-                tokio::select! {
-                    () = asked_to_end.as_mut() => Seldom::End,
-                    () = over.as_mut() => Seldom::Over,
-                    () = connection.may_park(core, spoken) => Seldom::Park,
-                }
-            });
-            tokio::select! {
-                biased;
-                result = &mut serving => return ended(result),
-                what = Rare::new(seldom) => what,
-                () = slow.as_mut() => return connection.is_slow.store(true, Ordering::Relaxed),
-            }
-        };
-        match what {
-            Seldom::End => {
-                serving.end();
-                return tokio::select! {
-                    biased;
-                    result = &mut serving => ended(result),
-                    () = &mut over => {}
-                    () = slow => connection.is_slow.store(true, Ordering::Relaxed),
-                };
-            }
-            Seldom::Over => return,
-            Seldom::Park => match serving.park() {
-                Some(parked) => stream = parked,
-                None => return,
-            },
-        }
-    }
-}
-
-/// What happens beside requests and answers.
-enum Seldom {
-    /// The connection is to end once its requests have.
-    End,
-    /// It is to be closed.
-    Over,
-    /// It can do without its buffers until the next request.
-    Park,
-}
-
-fn ended(result: hyper::Result<()>) {
-    if let Err(error) = result {
-        tracing::debug!(%error, "connection ended");
-    }
-}
-
-/// Ends when the connection is to be closed, as nothing comes over it any more.
-async fn over(core: &Core, connection: &Connection, options: &HttpOptions, head_timeout: Duration) {
-    tokio::select! {
-        () = connection.silent(core, head_timeout) => {}
-        () = connection.idle(options.idle_timeout) => {}
-        // Nothing is read while a machine owes a response, or takes its time over one.
-        () = connection.monitor.broken() => {}
     }
 }

@@ -412,8 +412,8 @@ impl Machine {
         self.startups.lock().insert(service, progress);
     }
 
-    /// A startup of a service is over, from which on the machine may be idle: those who waited for it
-    /// come now. Called with the app's lock held.
+    /// A startup of a service is over, from which on the machine may be idle: those who waited for
+    /// it come now. Called with the app's lock held.
     pub(crate) fn end_startup(&self, service: ServiceKey) {
         self.touch();
         self.startups.lock().remove(&service);

@@ -54,8 +54,8 @@ async fn splice<S: AsyncRead + AsyncWrite + Unpin>(
             Some(taken) => taken,
             None => tokio::select! {
                 taken = search.take() => taken?,
-                // Whoever left needs nothing, and it is nobody's error. That the client has said all
-                // it has to say does not mean that.
+                // Whoever left needs nothing, and it is nobody's error. That the client has said
+                // all it has to say does not mean that.
                 () = connection.broken() => return Ok(()),
             },
         };

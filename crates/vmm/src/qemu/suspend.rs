@@ -141,8 +141,8 @@ fn write_through(disks: &[File]) -> io::Result<()> {
 /// QEMU's word for a VM that does not stand still.
 pub(super) const RUNNING: &str = "running";
 
-/// Has the VM with this directory go on, if it stands still, but not because of its disk: whether it
-/// does is the answer. Blocks.
+/// Has the VM with this directory go on, if it stands still, but not because of its disk: whether
+/// it does is the answer. Blocks.
 pub(super) fn unpause(directory: &Path) -> Result<bool, VmmError> {
     let attempt = || {
         let mut qmp = Qmp::connect(directory, QMP_SOCKET)?;

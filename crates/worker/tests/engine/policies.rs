@@ -86,7 +86,8 @@ async fn policies_that_come_late_do_not_replace_later_ones() {
     assert_eq!(set_as(&fixture, 9, &app, Vec::new()).await, 9);
     assert_eq!(set_as(&fixture, 8, &app, allowing(1)).await, 9);
     assert_eq!(in_force(&fixture), BTreeMap::new());
-    // A new process takes whatever it is told first: nothing that was sent to the former reaches it.
+    // A new process takes whatever it is told first: nothing that was sent to the former reaches
+    // it.
     fixture.kill().await;
     fixture.start().await;
     assert_eq!(set_as(&fixture, 1, &app, allowing(1)).await, 1);

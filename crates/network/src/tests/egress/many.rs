@@ -25,7 +25,8 @@ use super::{Machine, OUTSIDE, Outside, Place, SHARED, assigned, ip, on_a_host, r
 use crate::Assignments;
 
 const MACHINES: usize = 64;
-/// Connections of each machine over IPv4 and IPv6; the second as many as the first in the long form.
+/// Connections of each machine over IPv4 and IPv6; the second as many as the first in the long
+/// form.
 const EACH: [usize; 2] = [1000, 200];
 /// Threads that take connections, each a part of all.
 const TAKERS: usize = 4;
