@@ -39,7 +39,7 @@ pub struct Task {
     pipe: File,
     said: Vec<u8>,
     what: &'static str,
-    patience: Duration,
+    timeout: Duration,
     deadline: Instant,
     late: Late,
 }
@@ -58,12 +58,12 @@ impl Held {
     }
 
     /// Has it do the rest, for which it has so much time.
-    pub fn go_on(self, what: &'static str, patience: Duration) -> Task {
+    pub fn resume(self, what: &'static str, timeout: Duration) -> Task {
         let Self { order, mut task } = self;
         drop(order);
         task.what = what;
-        task.patience = patience;
-        task.deadline = Instant::now() + patience;
+        task.timeout = timeout;
+        task.deadline = Instant::now() + timeout;
         task
     }
 }
@@ -84,7 +84,7 @@ impl Task {
     /// done within".
     pub fn start(
         what: &'static str,
-        patience: Duration,
+        timeout: Duration,
         late: Late,
         work: impl FnOnce() -> Result<String, String>,
     ) -> Result<Self, String> {
@@ -94,7 +94,7 @@ impl Task {
             say(theirs, &work());
             end()
         };
-        Ok(Self::of(pid, said, what, patience, late))
+        Ok(Self::of(pid, said, what, timeout, late))
     }
 
     /// Has a process do something, say so, wait to be told to go on, and do something else then,
@@ -102,7 +102,7 @@ impl Task {
     /// once.
     pub fn start_in_two<T>(
         what: &'static str,
-        patience: Duration,
+        timeout: Duration,
         late: Late,
         first: impl FnOnce() -> Result<(String, T), String>,
         second: impl FnOnce(T) -> Result<String, String>,
@@ -124,7 +124,7 @@ impl Task {
             }
             end()
         };
-        let task = |said| Self::of(pid, said, what, patience, late);
+        let task = |said| Self::of(pid, said, what, timeout, late);
         let held = Held { order: Order(File::from(order)), task: task(second_said) };
         Ok((task(first_said), held))
     }
@@ -136,9 +136,9 @@ impl Task {
         Ok((non_blocking(ours)?, theirs))
     }
 
-    fn of(pid: i32, pipe: File, what: &'static str, patience: Duration, late: Late) -> Self {
-        let deadline = Instant::now() + patience;
-        Self { pid, pipe, said: Vec::new(), what, patience, deadline, late }
+    fn of(pid: i32, pipe: File, what: &'static str, timeout: Duration, late: Late) -> Self {
+        let deadline = Instant::now() + timeout;
+        Self { pid, pipe, said: Vec::new(), what, timeout, deadline, late }
     }
 
     /// To be watched.
@@ -169,7 +169,7 @@ impl Task {
             // It may wait for the disk in a way that no signal ends; nobody waits for it.
             let _ = kill(Pid::from_raw(self.pid), Signal::SIGKILL);
         }
-        Some(Err(format!("{} was not done within {:?}", self.what, self.patience)))
+        Some(Err(format!("{} was not done within {:?}", self.what, self.timeout)))
     }
 
     /// Waits for what comes of it.
@@ -237,7 +237,7 @@ mod tests {
             pipe: ours.into(),
             said: Vec::new(),
             what: "mounting",
-            patience: late,
+            timeout: late,
             deadline: Instant::now() + late,
             late: Late::Killed,
         };
@@ -271,18 +271,18 @@ mod tests {
                     drop(held);
                     None
                 }
-                false => Some(held.go_on("going on", Duration::from_secs(2000))),
+                false => Some(held.resume("resuming", Duration::from_secs(2000))),
             };
             let mut told = String::new();
             orders.read_to_string(&mut told).unwrap();
             assert_eq!(told, "+");
             if let Some(task) = &mut task {
-                said.write_all(b"+gone on").unwrap();
+                said.write_all(b"+resumed").unwrap();
                 drop(said);
-                assert_eq!(task.settle(Instant::now()), Some(Ok("gone on".to_owned())));
+                assert_eq!(task.settle(Instant::now()), Some(Ok("resumed".to_owned())));
                 assert_eq!(
-                    (task.what, task.patience),
-                    ("going on", Duration::from_secs(2000)),
+                    (task.what, task.timeout),
+                    ("resuming", Duration::from_secs(2000)),
                     "it has time from then on"
                 );
             }

@@ -268,15 +268,15 @@ async fn codes_are_explained() {
 async fn top_shows_what_machines_use() {
     let stand = Stand::with_app().await;
     stand.machine("runs").await;
-    let rests = stand.machine("rests").await;
-    stand.run(&format!("machine stop {rests} -a shop -w 60s")).await.ok();
+    let idle = stand.machine("idle").await;
+    stand.run(&format!("machine stop {idle} -a shop -w 60s")).await.ok();
     assert_snapshot!(stand.run("machine top -a shop --interval 1").await, @"
     exit code 0
     ----- stdout -----
     shop
      ID │ NAME │ STATE │ CPU │ CPU TIME │ MEMORY │ OF │ DNS │ LAST EVENT
      machine-id-001 │ runs │ started │ 0.0% │ 0.0s │ 32 MiB │ 256 MiB │ 0 │ start [AGO]
-     machine-id-002 │ rests │ stopped │ │ │ │ 256 MiB │ │ exit [AGO]
+     machine-id-002 │ idle │ stopped │ │ │ │ 256 MiB │ │ exit [AGO]
     ");
     assert_snapshot!(stand.run("machine top -a ship").await, @r#"
     exit code 1

@@ -38,8 +38,8 @@ const MOST_STILL: Duration = Duration::from_secs(300);
 const TELLING_PART: u32 = 8;
 /// Time that killed processes have to be gone. One may wait for a disk.
 const KILLED_TIMEOUT: Duration = Duration::from_secs(5);
-/// What it is that lets them go on.
-const GOING_ON: &str = "letting the volumes go on";
+/// What is being done to volumes that are held still, for messages.
+const THAWING: &str = "thawing the volumes";
 /// Requests that are worked on at a time.
 const MOST_REQUESTS: usize = 16;
 
@@ -86,7 +86,7 @@ enum Kind {
     /// When they go on by themselves, and what holds them, if it was done.
     Freeze(Instant, Held),
     /// By the process that held them still, since then.
-    GoOn(Option<u64>),
+    Resume(Option<u64>),
     /// By another one, where that could not. Answered by how long they stood still, as the former.
     Thaw(Option<u64>),
 }
@@ -162,7 +162,7 @@ impl Guest {
         self.settle_mounting(now);
         self.settle_requests(now);
         if let Some(still) = self.volumes.still.take_if(|still| still.until <= now) {
-            self.go_on(None, still);
+            self.thaw_held(None, still);
         }
         self.settle_release(now);
     }
@@ -213,8 +213,8 @@ impl Guest {
                 self.tell(id, Err(reason));
             }
             // It may have been killed.
-            (Kind::GoOn(since), Err(_)) => self.end_freeze(id, Kind::Thaw(since)),
-            (Kind::GoOn(since) | Kind::Thaw(since), Ok(until)) => {
+            (Kind::Resume(since), Err(_)) => self.end_freeze(id, Kind::Thaw(since)),
+            (Kind::Resume(since) | Kind::Thaw(since), Ok(until)) => {
                 let Some(id) = id else { return };
                 let until = until.parse::<u64>().ok();
                 let still_us = until.zip(since).and_then(|(to, from)| to.checked_sub(from));
@@ -309,21 +309,21 @@ impl Guest {
 
     pub(super) fn thaw_volumes(&mut self, id: u32) {
         match self.volumes.still.take() {
-            Some(still) => self.go_on(Some(id), still),
+            Some(still) => self.thaw_held(Some(id), still),
             None => self.answer(id, Err("the volumes went on before".to_owned())),
         }
     }
 
     /// Has the process that holds them let them go on.
-    fn go_on(&mut self, id: Option<u32>, still: Still) {
+    fn thaw_held(&mut self, id: Option<u32>, still: Still) {
         let Still { since, held, .. } = still;
-        let task = held.go_on(GOING_ON, LOOK_TIMEOUT);
-        self.volumes.requests.push(Request { id, kind: Kind::GoOn(since), task });
+        let task = held.resume(THAWING, LOOK_TIMEOUT);
+        self.volumes.requests.push(Request { id, kind: Kind::Resume(since), task });
     }
 
     fn end_freeze(&mut self, id: Option<u32>, kind: Kind) {
         self.work_on(id, kind, |mounts| {
-            Task::start(GOING_ON, LOOK_TIMEOUT, Late::Left, || hold::thaw(mounts))
+            Task::start(THAWING, LOOK_TIMEOUT, Late::Left, || hold::thaw(mounts))
         });
     }
 

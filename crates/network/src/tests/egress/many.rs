@@ -33,7 +33,7 @@ const TAKERS: usize = 4;
 /// Files that one thread opens, and some.
 const FILES: usize = MACHINES * EACH[0] / TAKERS + 200;
 /// Until all connections are there.
-const PATIENCE: Duration = Duration::from_secs(300);
+const TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Gives the calling thread files of its own: standard ones, and one more.
 fn own_files(kept: RawFd) {
@@ -54,7 +54,7 @@ fn connect_all(number: u8, to: SocketAddr, each: usize) -> io::Result<()> {
     own_files(-1);
     let open = |_| {
         let mut connection = TcpStream::connect(to)?;
-        connection.set_read_timeout(Some(PATIENCE))?;
+        connection.set_read_timeout(Some(TIMEOUT))?;
         connection.write_all(&[number])?;
         Ok(connection)
     };
@@ -124,7 +124,7 @@ fn machines_that_share_an_address_have_a_thousand_connections_each_to_one_destin
             let listener = outside.inside.run(move || TcpListener::bind(to).unwrap()).unwrap();
             // It is closed here: what a thread closes is its copy.
             let listener = Arc::new(listener);
-            setsockopt(&*listener, ReceiveTimeout, &TimeVal::new(PATIENCE.as_secs() as i64, 0))
+            setsockopt(&*listener, ReceiveTimeout, &TimeVal::new(TIMEOUT.as_secs() as i64, 0))
                 .unwrap();
             let (seen, to_see) = mpsc::channel();
             let taking: Vec<_> = (0..TAKERS)
@@ -148,7 +148,7 @@ fn machines_that_share_an_address_have_a_thousand_connections_each_to_one_destin
                 .collect();
             let (mut froms, mut counts) = (HashMap::new(), [0; MACHINES]);
             for _ in 0..MACHINES * each {
-                let (from, number) = to_see.recv_timeout(PATIENCE).unwrap();
+                let (from, number) = to_see.recv_timeout(TIMEOUT).unwrap();
                 let (first, last) = machines[usize::from(number)].1;
                 assert_eq!(from.ip(), ip(SHARED[family]));
                 assert!((first..=last).contains(&from.port()), "{from} of machine {number}");
