@@ -24,7 +24,7 @@ pub(crate) use self::answer::{Answer, StreamBody};
 use self::{
     answer::{AnswerBody, Passing},
     failures::{broken, too_slow, unsent_to},
-    head::{Head, NO_HOST},
+    head::NO_HOST,
 };
 use crate::{
     AccessRecord, ConcurrencyKind, ErrorCode,
@@ -34,8 +34,9 @@ use crate::{
     counters,
     error::Failure,
     headers,
-    pool::{self, Wanted},
+    pool::{self, NoResponse, ResponseBody, Wanted},
     replay_body::Source,
+    request_head::RequestHead,
     select::{Preference, Search, Taken},
     table, tcp,
 };
@@ -84,7 +85,7 @@ struct Logged {
 /// What a request asks of machines.
 struct Asking {
     app: Arc<App>,
-    head: Head,
+    head: RequestHead,
     source: Source,
     preference: Preference,
     /// What a connection to a machine begins with.
@@ -228,7 +229,7 @@ impl Exchange {
             self.connection.peer,
             self.connection.local,
         );
-        let head = Head::new(parts, host, uses_h2)?;
+        let head = head::outgoing(parts, host, uses_h2)?;
         Ok(Asking { app, head, source, preference, preface, uses_h2, upgrade })
     }
 
@@ -244,7 +245,10 @@ impl Exchange {
                 None => Box::pin(self.wait_for_place(&mut search, head)).await?,
             };
             self.machine = Some(taken.candidate.machine.id.clone());
-            let wanted = self.wanted(&taken.candidate, &head.method, *uses_h2, !preface.is_empty());
+            let wanted = Wanted {
+                sends_more: upgrade.is_some() || !source.is_nothing(),
+                ..self.wanted(&taken.candidate, &head.method, *uses_h2, !preface.is_empty())
+            };
             let mut upstream = match pool::upstream(&core, &taken.candidate, wanted, preface).await
             {
                 Ok(upstream) => upstream,
@@ -257,21 +261,16 @@ impl Exchange {
                 let is_another = *id != taken.candidate.machine.id.as_str();
                 headers::set_unavailable(&mut head.headers, is_another.then_some(id));
             }
-            if upgrade.is_some() || !source.is_nothing() {
-                upstream.detach(&core);
-            }
             let may_repeat = upstream.is_reused && upgrade.is_none();
             let serves = taken.permit.machine.serves(&self.connection);
             counters::add(&taken.permit.machine.tally.requests, 1);
-            let response = match upstream.send(head.request(may_repeat, source)).await {
+            let response = match upstream.send(head, may_repeat, source).await {
                 Ok(response) => response,
-                Err(mut error) => {
-                    if let Some(unsent) = error.take_message() {
-                        head.headers = unsent.into_parts().0.headers;
-                        search.again(unsent_to(&taken.candidate))?;
-                        continue;
-                    }
-                    let error = error.into_error();
+                Err(NoResponse::Unsent) => {
+                    search.again(unsent_to(&taken.candidate))?;
+                    continue;
+                }
+                Err(NoResponse::Broken(error)) => {
                     if source.is_too_slow() {
                         return Err(too_slow(&taken.candidate.machine.id).into());
                     }
@@ -283,7 +282,7 @@ impl Exchange {
                     // Nothing of a response came, and it would not be done twice.
                     let is_harmless = (head.method.is_idempotent() && source.can_repeat())
                         || (!source.is_empty() && source.is_untouched());
-                    if may_repeat && is_harmless && !error.is_parse() {
+                    if may_repeat && is_harmless && !error.is_invalid() {
                         tracing::debug!(%error, machine = %taken.candidate.machine.id, "again");
                         taken.permit.machine.pool.forget(&upstream);
                         search.again(broken(&taken.candidate, &error))?;
@@ -339,7 +338,11 @@ impl Exchange {
     }
 
     /// A place at a machine that is waited for.
-    async fn wait_for_place(&self, search: &mut Search<'_>, head: &Head) -> Result<Taken, Refusal> {
+    async fn wait_for_place(
+        &self,
+        search: &mut Search<'_>,
+        head: &RequestHead,
+    ) -> Result<Taken, Refusal> {
         let core = search.core.clone();
         let placeholder = core.config.placeholder.as_ref().filter(|_| {
             let accept = head.headers.get(header::ACCEPT).and_then(|value| value.to_str().ok());
@@ -379,6 +382,7 @@ impl Exchange {
         let pool_idle = self.core.config.pool_idle;
         Wanted {
             is_h2,
+            sends_more: false,
             owner: if is_own { self.connection.id } else { 0 },
             max_idle: if method.is_idempotent() { pool_idle } else { pool_idle.min(pool::CERTAIN) },
         }
@@ -461,7 +465,7 @@ impl Exchange {
 /// An answer that is passed on to a client of this version.
 fn plain(
     version: Version,
-    response: Response<Incoming>,
+    response: Response<ResponseBody>,
     passing: Passing,
 ) -> Result<Response<AnswerBody>, Refusal> {
     let (mut parts, body) = response.into_parts();

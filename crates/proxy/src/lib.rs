@@ -38,6 +38,7 @@ mod proxy;
 mod rare;
 mod replay_body;
 mod request_guard;
+mod request_head;
 mod routes;
 mod select;
 mod serving;

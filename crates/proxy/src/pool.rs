@@ -1,6 +1,8 @@
 //! HTTP connections to a machine: opened, kept for the next request, closed.
 
+mod direct;
 mod http1;
+mod response;
 
 use std::{
     io,
@@ -13,10 +15,8 @@ use std::{
     time::Duration,
 };
 
-use futures::future::Either;
 use hyper::{
-    Request,
-    body::{Body as _, Bytes, Frame, Incoming},
+    body::{Bytes, Frame},
     client::conn::http2,
 };
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -24,10 +24,18 @@ use parking_lot::Mutex;
 use tokio::{io::AsyncWriteExt as _, net::TcpStream, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-use self::http1::{Http1, Sent};
+use self::http1::{Http1, Sent, sent_by_library};
+pub(crate) use self::http1::{NoResponse, ResponseBody, UpstreamError};
 use crate::{
-    ErrorCode, app::Candidate, core::Core, error::Failure, machine::Machine, rare::Rare,
-    replay_body::ReplayBody, socket,
+    ErrorCode,
+    app::Candidate,
+    core::Core,
+    error::Failure,
+    machine::Machine,
+    rare::Rare,
+    replay_body::{ReplayBody, Source},
+    request_head::RequestHead,
+    socket,
 };
 
 /// Unused connections to one machine; more are closed.
@@ -40,6 +48,8 @@ pub(crate) const CERTAIN: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Wanted {
     pub is_h2: bool,
+    /// Whether something may be sent beside the response: a body, or what follows on an upgrade.
+    pub sends_more: bool,
     /// 0: shared by all clients; else the one client connection that it is for.
     pub owner: u64,
     /// How long it may have been unused.
@@ -60,20 +70,31 @@ enum Sender {
     Http2(http2::SendRequest<ReplayBody>),
 }
 
-impl Upstream {
-    /// Sends a request, and waits for the response to it.
-    pub(crate) fn send(&mut self, request: Request<ReplayBody>) -> impl Future<Output = Sent> {
-        match &mut self.sender {
-            Sender::Http1(connection) => Either::Left(connection.send(request)),
-            // Boxed, as most requests go over HTTP/1.
-            Sender::Http2(sender) => Either::Right(Box::pin(sender.try_send_request(request))),
+impl Sender {
+    /// Has it send by itself what is sent beside a response.
+    async fn drive(self, core: &Core) -> hyper::Result<Self> {
+        match self {
+            Self::Http1(connection) => connection.drive(core).await.map(Self::Http1),
+            Self::Http2(_) => Ok(self),
         }
     }
+}
 
-    /// Has the connection go on by itself: something is sent beside the response.
-    pub(crate) fn detach(&mut self, core: &Core) {
-        if let Sender::Http1(connection) = &mut self.sender {
-            connection.detach(core);
+impl Upstream {
+    /// Sends a request, and waits for the response to it. The head is kept if it may be sent again.
+    pub(crate) async fn send(
+        &mut self,
+        head: &mut RequestHead,
+        may_repeat: bool,
+        source: &Source,
+    ) -> Sent {
+        match &mut self.sender {
+            Sender::Http1(connection) => connection.send(head, may_repeat, source).await,
+            Sender::Http2(sender) => {
+                let sent = sender.try_send_request(head.request(may_repeat, source));
+                // Boxed, as most requests go over HTTP/1.
+                sent_by_library(Box::pin(sent).await, head)
+            }
         }
     }
 
@@ -81,11 +102,11 @@ impl Upstream {
     pub(crate) fn poll_frame(
         &mut self,
         context: &mut Context<'_>,
-        body: &mut Incoming,
-    ) -> Poll<Option<hyper::Result<Frame<Bytes>>>> {
+        body: &mut ResponseBody,
+    ) -> Poll<Option<Result<Frame<Bytes>, UpstreamError>>> {
         match &mut self.sender {
             Sender::Http1(connection) => connection.poll_frame(context, body),
-            Sender::Http2(_) => Pin::new(body).poll_frame(context),
+            Sender::Http2(_) => body.poll_driven(context),
         }
     }
 }
@@ -103,6 +124,9 @@ struct Shared {
     since: Instant,
     sender: http2::SendRequest<ReplayBody>,
 }
+
+/// Ends when a connection is to be cut.
+type Cut = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// Connections to one machine.
 #[derive(Default)]
@@ -142,7 +166,7 @@ impl Pool {
     pub(crate) fn put(core: &Arc<Core>, machine: &Arc<Machine>, upstream: Upstream) {
         let Sender::Http1(mut connection) = upstream.sender else { return };
         connection.set_idle();
-        if connection.is_over() || !machine.is_open() || core.stopping.is_cancelled() {
+        if connection.is_closed() || !machine.is_open() || core.stopping.is_cancelled() {
             return;
         }
         let pool = &machine.pool;
@@ -173,7 +197,7 @@ impl Pool {
         let mut closed = Vec::new();
         let mut idle = self.idle.lock();
         let mut kept = Vec::with_capacity(idle.len());
-        for mut one in idle.drain(..) {
+        for one in idle.drain(..) {
             if one.since.elapsed() < max_idle && !one.connection.is_closed() {
                 kept.push(one);
             } else {
@@ -270,8 +294,14 @@ pub(crate) async fn upstream(
             Sender::Http1(connection) => connection.is_ready().await,
             Sender::Http2(sender) => sender.ready().await.is_ok(),
         };
-        if is_ready {
+        if !is_ready {
+            continue;
+        }
+        if !wanted.sends_more {
             return Ok(upstream);
+        }
+        if let Ok(sender) = Box::pin(upstream.sender.drive(core)).await {
+            return Ok(Upstream { sender, ..upstream });
         }
     }
     Box::pin(open(core, candidate, wanted, preface)).await
@@ -309,7 +339,7 @@ async fn handshake(
 ) -> hyper::Result<Sender> {
     let connected = machine.connected();
     let all_cut = core.cut.clone();
-    let ended = Box::pin(async move {
+    let ended: Cut = Box::pin(async move {
         tokio::select! {
             () = cut.cancelled() => {}
             () = all_cut.cancelled() => {}
@@ -331,5 +361,6 @@ async fn handshake(
         });
         return Ok(Sender::Http2(sender));
     }
-    Http1::handshake(stream, ended, connected).await.map(Sender::Http1)
+    let sender = Sender::Http1(Http1::new(stream, ended, connected));
+    if wanted.sends_more { sender.drive(core).await } else { Ok(sender) }
 }

@@ -4,7 +4,7 @@
 
 use std::{
     future::Future,
-    pin::{Pin, pin},
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -13,7 +13,6 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use tokio::task::coop::unconstrained;
 
 /// A future that is asked only after something has woken it.
 pub(crate) struct Rare<F> {
@@ -58,25 +57,9 @@ impl<F> Rare<F> {
         }
     }
 
-    /// What has woken it so far does not count.
-    pub(crate) fn calm(&self) {
-        self.woken.is_so.store(false, Ordering::SeqCst);
-    }
-
     /// The future itself, to be taken to another task.
     pub(crate) fn into_inner(self) -> F {
         self.future
-    }
-}
-
-impl<F: Future + Unpin> Rare<F> {
-    /// Asks it for nobody, if it was woken.
-    pub(crate) fn peek(&mut self) -> Poll<F::Output> {
-        if !self.woken.is_so.swap(false, Ordering::SeqCst) {
-            return Poll::Pending;
-        }
-        let context = &mut Context::from_waker(&self.waker);
-        pin!(unconstrained(&mut self.future)).poll(context)
     }
 }
 
@@ -130,18 +113,18 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn it_wakes_nobody_while_it_is_left_alone_and_can_be_asked_for_nobody() {
+    async fn it_wakes_nobody_while_it_is_left_alone() {
         let rare = Arc::new(Notify::new());
         let notified = rare.clone();
         let mut waiting = Rare::new(Box::pin(async move { notified.notified().await }));
         let woken = Arc::new(Woken { is_so: AtomicBool::new(false), task: Mutex::new(None) });
         let waker = Waker::from(woken.clone());
-        assert!(Pin::new(&mut waiting).poll(&mut Context::from_waker(&waker)).is_pending());
+        let context = &mut Context::from_waker(&waker);
+        assert!(Pin::new(&mut waiting).poll(context).is_pending());
         waiting.leave_alone();
-        assert!(waiting.peek().is_pending());
         rare.notify_one();
-        assert!(waiting.peek().is_ready());
         assert!(!woken.is_so.load(Ordering::SeqCst), "it has woken the task");
+        assert!(Pin::new(&mut waiting).poll(context).is_ready());
     }
 
     #[tokio::test]

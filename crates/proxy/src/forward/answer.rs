@@ -9,7 +9,7 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderValue, Version};
 use http_body_util::Full;
-use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::body::{Body, Frame, SizeHint};
 use parking_lot::Mutex;
 
 use crate::{
@@ -21,7 +21,7 @@ use crate::{
     counters,
     error::Failure,
     machine::Serves,
-    pool::{Pool, Upstream},
+    pool::{Pool, ResponseBody, Upstream, UpstreamError},
     replay_body::{BoxError, Source},
     slow_client::Pace,
 };
@@ -48,7 +48,7 @@ impl Passing {
         }
     }
 
-    fn broke(&self, error: &hyper::Error) {
+    fn broke(&self, error: &UpstreamError) {
         let id = &self.permit.machine.id;
         if self.source.is_too_slow() {
             let failure = super::failures::too_slow(id);
@@ -85,15 +85,15 @@ impl Drop for Passing {
 /// A response's body on its way from a machine.
 pub(crate) struct MachineBody {
     /// Until it has ended.
-    body: Option<Incoming>,
+    body: Option<ResponseBody>,
     /// Until all of it went by.
     passing: Option<Box<Passing>>,
     /// What comes after all that came.
-    error: Option<hyper::Error>,
+    error: Option<UpstreamError>,
 }
 
 impl MachineBody {
-    fn new(body: Incoming, passing: Passing) -> Self {
+    fn new(body: ResponseBody, passing: Passing) -> Self {
         Self { body: Some(body), passing: Some(Box::new(passing)), error: None }
     }
 
@@ -104,14 +104,11 @@ impl MachineBody {
         if let Some(error) = self.error.take() {
             return Poll::Ready(Some(Err(error.into())));
         }
-        let Some(body) = &mut self.body else { return Poll::Ready(None) };
-        let Some(passing) = &mut self.passing else {
-            return Pin::new(body).poll_frame(context).map_err(Into::into);
+        let (Some(body), Some(passing)) = (&mut self.body, &mut self.passing) else {
+            return Poll::Ready(None);
         };
-        let frame = match &mut passing.upstream {
-            Some(upstream) => upstream.poll_frame(context, body),
-            None => Pin::new(&mut *body).poll_frame(context),
-        };
+        let Some(upstream) = &mut passing.upstream else { return Poll::Ready(None) };
+        let frame = upstream.poll_frame(context, body);
         match frame {
             Poll::Ready(Some(Ok(frame))) => {
                 if let Some(data) = frame.data_ref() {
@@ -148,11 +145,11 @@ impl MachineBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.error.is_none() && self.body.as_ref().is_none_or(Body::is_end_stream)
+        self.error.is_none() && self.body.as_ref().is_none_or(ResponseBody::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.as_ref().map_or(SizeHint::with_exact(0), Body::size_hint)
+        self.body.as_ref().map_or(SizeHint::with_exact(0), ResponseBody::size_hint)
     }
 }
 
@@ -267,7 +264,7 @@ pub(super) enum AnswerBody {
 
 impl AnswerBody {
     /// A machine's answer to a client of this version.
-    pub(crate) fn machine(version: Version, body: Incoming, passing: Passing) -> Self {
+    pub(crate) fn machine(version: Version, body: ResponseBody, passing: Passing) -> Self {
         let connection = passing.connection.clone();
         let body = MachineBody::new(body, passing);
         if version == Version::HTTP_2 && !body.is_end_stream() {

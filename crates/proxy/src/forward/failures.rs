@@ -2,7 +2,7 @@
 
 use caddis_api::MachineId;
 
-use crate::{ErrorCode, app::Candidate, error::Failure};
+use crate::{ErrorCode, app::Candidate, error::Failure, pool::UpstreamError};
 
 /// The connection was closed before anything of a request was written.
 pub(super) fn unsent_to(candidate: &Candidate) -> Failure {
@@ -12,10 +12,10 @@ pub(super) fn unsent_to(candidate: &Candidate) -> Failure {
 }
 
 /// A request was sent, or begun, and no response came.
-pub(super) fn broken(candidate: &Candidate, error: &hyper::Error) -> Failure {
+pub(super) fn broken(candidate: &Candidate, error: &UpstreamError) -> Failure {
     let id = &candidate.machine.id;
     // What the library says then is about itself.
-    let text = if error.is_canceled() {
+    let text = if error.is_cut() {
         format!("machine {id} gave no response to the request before its connection was cut")
     } else {
         format!("machine {id} gave no response to the request: {error}")

@@ -1,23 +1,14 @@
 //! A request's head: whom it is for, and what a machine is sent of it.
 
-use std::mem;
-
 use http::{
-    HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, Version, header, request,
+    HeaderValue, Method, StatusCode, Uri, Version, header, request,
     uri::{Authority, PathAndQuery},
 };
 
 use super::Refusal;
-use crate::replay_body::{ReplayBody, Source};
+use crate::request_head::RequestHead;
 
 pub(super) const NO_HOST: &str = "the request names no host";
-
-/// A request's head, to be sent as often as needed.
-pub(super) struct Head {
-    pub method: Method,
-    uri: Uri,
-    pub headers: HeaderMap,
-}
 
 /// The host that a request is for.
 pub(super) fn host(parts: &request::Parts) -> Result<Option<Authority>, Refusal> {
@@ -41,48 +32,35 @@ pub(super) fn host(parts: &request::Parts) -> Result<Option<Authority>, Refusal>
     Ok(Some(authority))
 }
 
-impl Head {
-    /// The head to be sent of one that came, with the host that it is for.
-    pub(super) fn new(
-        parts: request::Parts,
-        host: Option<Authority>,
-        uses_h2: bool,
-    ) -> Result<Self, Refusal> {
-        let request::Parts { method, uri, mut headers, .. } = parts;
-        if method == Method::CONNECT {
-            let text = "CONNECT is not supported";
-            return Err(Refusal::Bad(StatusCode::METHOD_NOT_ALLOWED, text));
-        }
-        // As most requests come: a path alone, and the host as it is in its field.
-        if !uses_h2 && uri.authority().is_none() && uri.path_and_query().is_some() {
-            return Ok(Self { method, uri, headers });
-        }
-        let path = uri.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
-        let mut target = http::uri::Parts::default();
-        target.path_and_query = Some(path);
-        if uses_h2 {
-            headers.remove(header::HOST);
-            target.scheme = Some(http::uri::Scheme::HTTP);
-            target.authority = Some(host.unwrap_or(Authority::from_static("localhost")));
-        } else if let Some(host) = host
-            && let Ok(value) = HeaderValue::from_str(host.as_str())
-        {
-            headers.insert(header::HOST, value);
-        }
-        match Uri::from_parts(target) {
-            Ok(uri) => Ok(Self { method, uri, headers }),
-            Err(_) => Err(Refusal::Bad(StatusCode::BAD_REQUEST, "the request's path is invalid")),
-        }
+/// The head to be sent of one that came, with the host that it is for.
+pub(super) fn outgoing(
+    parts: request::Parts,
+    host: Option<Authority>,
+    uses_h2: bool,
+) -> Result<RequestHead, Refusal> {
+    let request::Parts { method, uri, mut headers, .. } = parts;
+    if method == Method::CONNECT {
+        let text = "CONNECT is not supported";
+        return Err(Refusal::Bad(StatusCode::METHOD_NOT_ALLOWED, text));
     }
-
-    /// The request for one attempt. The head is kept if there may be another.
-    pub(super) fn request(&mut self, may_repeat: bool, source: &Source) -> Request<ReplayBody> {
-        let headers = if may_repeat { self.headers.clone() } else { mem::take(&mut self.headers) };
-        let body = source.attempt(may_repeat && self.method.is_idempotent());
-        let mut request = Request::new(body);
-        *request.method_mut() = self.method.clone();
-        *request.uri_mut() = self.uri.clone();
-        *request.headers_mut() = headers;
-        request
+    // As most requests come: a path alone, and the host as it is in its field.
+    if !uses_h2 && uri.authority().is_none() && uri.path_and_query().is_some() {
+        return Ok(RequestHead { method, uri, headers });
+    }
+    let path = uri.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
+    let mut target = http::uri::Parts::default();
+    target.path_and_query = Some(path);
+    if uses_h2 {
+        headers.remove(header::HOST);
+        target.scheme = Some(http::uri::Scheme::HTTP);
+        target.authority = Some(host.unwrap_or(Authority::from_static("localhost")));
+    } else if let Some(host) = host
+        && let Ok(value) = HeaderValue::from_str(host.as_str())
+    {
+        headers.insert(header::HOST, value);
+    }
+    match Uri::from_parts(target) {
+        Ok(uri) => Ok(RequestHead { method, uri, headers }),
+        Err(_) => Err(Refusal::Bad(StatusCode::BAD_REQUEST, "the request's path is invalid")),
     }
 }

@@ -3,14 +3,14 @@
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version, header, request};
-use hyper::{body::Incoming, ext::Protocol, upgrade::OnUpgrade};
+use hyper::{ext::Protocol, upgrade::OnUpgrade};
 use hyper_util::rt::TokioIo;
 
 use super::{
     Refusal,
     answer::{AnswerBody, Passing},
 };
-use crate::{ErrorCode, error::Failure, headers, websocket};
+use crate::{ErrorCode, error::Failure, headers, pool::ResponseBody, websocket};
 
 /// An upgrade that a client asks for.
 pub(super) struct Asked {
@@ -59,7 +59,7 @@ impl Asked {
     pub(super) fn answer(
         self,
         version: Version,
-        mut response: Response<Incoming>,
+        mut response: Response<ResponseBody>,
         passing: Passing,
     ) -> Result<Response<AnswerBody>, Refusal> {
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {

@@ -1,175 +1,212 @@
-//! An HTTP/1 connection to a machine. As long as nothing is sent but heads it has no task of its
-//! own: the task of the request that uses it drives it, so that a response wakes one task, not two
-//! that tell each other.
+//! An HTTP/1 connection to a machine.
 
 use std::{
+    io,
     pin::Pin,
-    task::{Context, Poll, Waker},
+    task::{Context, Poll},
 };
 
+use http::Response;
 use hyper::{
-    Request, Response,
-    body::{Body as _, Bytes, Frame, Incoming},
+    body::{Body as _, Bytes, Frame, Incoming, SizeHint},
     client::conn::{TrySendError, http1},
 };
 use hyper_util::rt::TokioIo;
-use pin_project_lite::pin_project;
-use tokio::{net::TcpStream, task::coop::unconstrained};
+use tokio::net::TcpStream;
 
+use super::{
+    Cut,
+    direct::Direct,
+    response::{Body, Invalid},
+};
 use crate::{
-    core::Core, machine::Connected, rare::Rare, replay_body::ReplayBody, socket::MachineSocket,
+    core::Core,
+    machine::Connected,
+    rare::Rare,
+    replay_body::{ReplayBody, Source},
+    request_head::RequestHead,
+    socket::MachineSocket,
 };
 
-/// Ends when the connection is to be cut.
-pub(super) type Cut = Pin<Box<dyn Future<Output = ()> + Send>>;
-
-/// See the module's text.
-pub(crate) struct Http1 {
-    sender: http1::SendRequest<ReplayBody>,
-    /// None: a task of its own drives it, or it is over.
-    driver: Option<Box<Driver>>,
+/// Why a machine gave no response, or not all of one.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum UpstreamError {
+    #[error("{0}")]
+    Library(#[from] hyper::Error),
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    #[error("its connection was closed")]
+    Closed,
+    #[error("its connection was cut")]
+    Cut,
+    #[error("{0}")]
+    Invalid(#[from] Invalid),
 }
 
-/// Is woken by the socket, and by what is done with requests and responses; of the latter the task
-/// that does it need not be told, so it is left alone meanwhile.
-struct Driver {
-    connection: Rare<http1::Connection<TokioIo<MachineSocket>, ReplayBody>>,
-    cut: Rare<Cut>,
-    _connected: Connected,
-}
-
-impl Driver {
-    /// Reads and writes. Ready when the connection has ended or is to be cut.
-    fn poll(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        match Pin::new(&mut self.connection).poll(context) {
-            Poll::Ready(_) => Poll::Ready(()),
-            Poll::Pending => Pin::new(&mut self.cut).poll(context),
+impl UpstreamError {
+    /// Whether the connection was cut on our side, since the machine ends.
+    pub(crate) fn is_cut(&self) -> bool {
+        match self {
+            Self::Library(error) => error.is_canceled(),
+            error => matches!(error, Self::Cut),
         }
     }
+
+    /// Whether the machine said something that is no response.
+    pub(crate) fn is_invalid(&self) -> bool {
+        match self {
+            Self::Library(error) => error.is_parse(),
+            error => matches!(error, Self::Invalid(_)),
+        }
+    }
+}
+
+/// Why there is no response to a request.
+pub(crate) enum NoResponse {
+    /// Nothing of the request was sent.
+    Unsent,
+    Broken(UpstreamError),
+}
+
+/// The body of a response, read from the connection that it comes over.
+pub(crate) enum ResponseBody {
+    Direct(Body),
+    Driven(Incoming),
+}
+
+impl ResponseBody {
+    pub(crate) fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Direct(body) => body.is_over(),
+            Self::Driven(body) => body.is_end_stream(),
+        }
+    }
+
+    pub(crate) fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Direct(body) => body.size_hint(),
+            Self::Driven(body) => body.size_hint(),
+        }
+    }
+}
+
+/// What comes of a request.
+pub(super) type Sent = Result<Response<ResponseBody>, NoResponse>;
+
+/// See the module's text.
+pub(super) enum Http1 {
+    /// Sends requests that are heads alone.
+    Direct(Box<Direct>),
+    /// Sends bodies and upgrades too, driven by a task of its own: what is sent goes on while
+    /// nobody asks for the response.
+    Driven(http1::SendRequest<ReplayBody>),
 }
 
 impl Http1 {
-    pub(super) async fn handshake(
-        stream: TcpStream,
-        cut: Cut,
-        connected: Connected,
-    ) -> hyper::Result<Self> {
+    pub(super) fn new(stream: TcpStream, cut: Cut, connected: Connected) -> Self {
+        Self::Direct(Box::new(Direct::new(stream, cut, connected)))
+    }
+
+    /// Gives it a task of its own, if it has none yet. Only between requests.
+    pub(super) async fn drive(self, core: &Core) -> hyper::Result<Self> {
+        let Self::Direct(direct) = self else { return Ok(self) };
+        let (stream, cut, connected) = direct.into_parts();
         let stream = TokioIo::new(MachineSocket::new(stream));
         let (sender, connection) = http1::Builder::new().handshake(stream).await?;
-        let (connection, cut) = (Rare::new(connection), Rare::new(cut));
-        let driver = Driver { connection, cut, _connected: connected };
-        Ok(Self { sender, driver: Some(Box::new(driver)) })
-    }
-
-    /// Gives it a task of its own, which goes on while nobody asks for the response: for requests
-    /// with bodies, and upgrades.
-    pub(super) fn detach(&mut self, core: &Core) {
-        let Some(driver) = self.driver.take() else { return };
         core.tasks.spawn(async move {
-            let Driver { connection, cut, _connected } = *driver;
+            let _connected = connected;
             tokio::select! {
                 biased;
-                _ = connection.into_inner().with_upgrades() => {}
-                () = cut => {}
+                _ = connection.with_upgrades() => {}
+                () = Rare::new(cut) => {}
             }
         });
+        Ok(Self::Driven(sender))
     }
 
-    /// Whether it is known to take no further request.
-    pub(super) fn is_over(&self) -> bool {
-        self.sender.is_closed()
-    }
-
-    /// Whether it was closed while nobody used it.
-    pub(super) fn is_closed(&mut self) -> bool {
-        if self.driver.as_mut().is_some_and(|driver| driver.connection.peek().is_ready()) {
-            self.driver = None;
+    /// Whether it takes no further request.
+    pub(super) fn is_closed(&self) -> bool {
+        match self {
+            Self::Direct(direct) => direct.is_closed(),
+            Self::Driven(sender) => sender.is_closed(),
         }
-        self.sender.is_closed()
     }
 
-    /// The response is over: nothing is to be done before the next request, unless the machine
-    /// closes it.
+    /// The response is over: nothing is to be done before the next request.
     pub(super) fn set_idle(&mut self) {
-        if let Some(driver) = &mut self.driver {
-            driver.connection.leave_alone();
-            driver.connection.calm();
-            driver.cut.leave_alone();
+        if let Self::Direct(direct) = self {
+            direct.set_idle();
         }
     }
 
-    /// Whether it can take a request.
+    /// Whether it can take a request now. What went over it before may not have been told so yet.
     pub(super) async fn is_ready(&mut self) -> bool {
-        if self.is_closed() {
-            return false;
-        }
-        match self.driver {
-            // What went over it before is over.
-            Some(_) => self.sender.is_ready(),
-            None => self.sender.ready().await.is_ok(),
+        match self {
+            Self::Direct(direct) => !direct.is_closed(),
+            Self::Driven(sender) => sender.ready().await.is_ok(),
         }
     }
 
-    /// Sends a request, and waits for the response to it.
-    pub(super) fn send(
+    /// Sends a request, and waits for the response to it. The head is kept if it may be sent again.
+    pub(super) async fn send(
         &mut self,
-        request: Request<ReplayBody>,
-    ) -> Sending<'_, impl Future<Output = Sent> + use<>> {
-        let sent = unconstrained(self.sender.try_send_request(request));
-        Sending { driver: &mut self.driver, sent }
+        head: &mut RequestHead,
+        may_repeat: bool,
+        source: &Source,
+    ) -> Sent {
+        match self {
+            Self::Direct(direct) => {
+                let response = direct.send(head).await?;
+                Ok(response.map(ResponseBody::Direct))
+            }
+            Self::Driven(sender) => {
+                let sent = sender.try_send_request(head.request(may_repeat, source));
+                // Boxed, as most requests are heads alone.
+                sent_by_library(Box::pin(sent).await, head)
+            }
+        }
     }
 
     /// The next part of a response's body.
     pub(super) fn poll_frame(
         &mut self,
         context: &mut Context<'_>,
-        body: &mut Incoming,
-    ) -> Poll<Option<hyper::Result<Frame<Bytes>>>> {
-        if let Some(driver) = &mut self.driver {
-            driver.connection.leave_alone();
-            let mut quiet = Context::from_waker(Waker::noop());
-            let frame = Pin::new(&mut *body).poll_frame(&mut quiet);
-            if frame.is_ready() {
-                return frame;
-            }
+        body: &mut ResponseBody,
+    ) -> Poll<Option<Result<Frame<Bytes>, UpstreamError>>> {
+        match (self, body) {
+            (Self::Direct(direct), ResponseBody::Direct(body)) => direct.poll_frame(context, body),
+            (_, body) => body.poll_driven(context),
         }
-        drive(&mut self.driver, context, |context| Pin::new(&mut *body).poll_frame(context))
     }
 }
 
-/// What comes of a request.
-pub(super) type Sent = Result<Response<Incoming>, TrySendError<Request<ReplayBody>>>;
-
-pin_project! {
-    /// A request that is being sent, or was. No async function, which would keep the request twice.
-    pub(super) struct Sending<'a, F> {
-        driver: &'a mut Option<Box<Driver>>,
-        #[pin]
-        sent: F,
+impl ResponseBody {
+    /// The next part of one that comes over a connection with a task of its own.
+    pub(super) fn poll_driven(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, UpstreamError>>> {
+        match self {
+            Self::Driven(body) => Pin::new(body).poll_frame(context).map_err(Into::into),
+            // Its connection is another.
+            Self::Direct(_) => Poll::Ready(Some(Err(UpstreamError::Closed))),
+        }
     }
 }
 
-impl<F: Future> Future for Sending<'_, F> {
-    type Output = F::Output;
-
-    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
-        let mut this = self.project();
-        drive(this.driver, context, |context| this.sent.as_mut().poll(context))
-    }
-}
-
-/// Drives the connection, where that is to be done here, and then asks for what comes of it: which
-/// wakes nobody, as it comes of nothing else.
-fn drive<T>(
-    driver: &mut Option<Box<Driver>>,
-    context: &mut Context<'_>,
-    ask: impl FnOnce(&mut Context<'_>) -> Poll<T>,
-) -> Poll<T> {
-    if driver.as_mut().is_some_and(|driver| driver.poll(context).is_ready()) {
-        *driver = None;
-    }
-    match driver {
-        Some(_) => ask(&mut Context::from_waker(Waker::noop())),
-        None => ask(context),
+/// What the library says of a request. The head is given back where it was not sent.
+pub(super) fn sent_by_library(
+    sent: Result<Response<Incoming>, TrySendError<http::Request<ReplayBody>>>,
+    head: &mut RequestHead,
+) -> Sent {
+    match sent {
+        Ok(response) => Ok(response.map(ResponseBody::Driven)),
+        Err(mut error) => Err(match error.take_message() {
+            Some(unsent) => {
+                head.headers = unsent.into_parts().0.headers;
+                NoResponse::Unsent
+            }
+            None => NoResponse::Broken(error.into_error().into()),
+        }),
     }
 }

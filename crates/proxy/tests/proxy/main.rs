@@ -8,6 +8,7 @@ mod lifecycle;
 mod limits;
 mod private;
 mod replay;
+mod responses;
 mod sleeping;
 mod slow;
 mod smuggling;
