@@ -31,10 +31,11 @@ pub use records::{
     Access, Address, AddressKind, AddressPool, AppPage, AppQuery, AppRecord, AppState,
     EgressAddress, EgressBlock, IdempotencyState, KeyedRequest, NewAddress, NewApp, NewEgress,
     NewPlacement, NewVolume, Placement, PolicyRecord, PrivateNetwork, SharedAddress,
-    StoredResponse, TokenRecord, TokenScope, VolumePlacement, WantedAddress, WorkerEgress,
+    StoredResponse, TokenRecord, TokenScope, VolumePlacement, WantedAddress,
 };
 pub use rules::{Catalog, Clock, REQUEST_LEASE, REQUEST_RETENTION};
 pub use sqlite::{SqliteError, SqliteStore};
+pub use store::Push;
 
 /// Slug of the organisation made at the first start, and the alias of the caller's own in requests.
 pub const PERSONAL: &str = "personal";

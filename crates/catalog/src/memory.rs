@@ -16,7 +16,7 @@ use crate::{
     StoredResponse, TokenRecord, TokenScope, VolumePlacement,
     store::{
         AddressConflict, AddressRow, AppConflict, AppRow, EgressChange, EgressTable, NetworkRow,
-        NewNetwork, PlacementConflict, PlacementRow, PolicyConflict, PolicyRow, RequestLease,
+        NewNetwork, PlacementConflict, PlacementRow, PolicyConflict, PolicyRow, Push, RequestLease,
         RequestRow, Store, Stored, TokenRow, VolumeConflict, VolumeRow,
     },
 };
@@ -306,13 +306,14 @@ impl Store for MemoryStore {
         Ok(self.rows().delete_policy(app, id))
     }
 
-    async fn policy_revision(&self, worker: &WorkerId) -> Stored<u64> {
-        Ok(self.rows().policy_revisions.get(worker).copied().unwrap_or_default())
+    async fn push_revision(&self, push: Push, worker: &WorkerId) -> Stored<u64> {
+        let of_worker = (push, worker.clone());
+        Ok(self.rows().push_revisions.get(&of_worker).copied().unwrap_or_default())
     }
 
-    async fn raise_policy_revision(&self, worker: &WorkerId, known: u64) -> Stored<u64> {
+    async fn raise_push_revision(&self, push: Push, worker: &WorkerId, known: u64) -> Stored<u64> {
         let mut rows = self.rows();
-        let revision = rows.policy_revisions.entry(worker.clone()).or_default();
+        let revision = rows.push_revisions.entry((push, worker.clone())).or_default();
         *revision = known.max(*revision) + 1;
         Ok(*revision)
     }

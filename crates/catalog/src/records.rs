@@ -1,9 +1,6 @@
 //! What the catalog takes and gives.
 
-use std::{
-    collections::BTreeMap,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
-};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use caddis_api::{
     AppName, MachineId, NetworkName, PolicyId, RegionCode, UnixMillis, VolumeId, WorkerId,
@@ -320,15 +317,6 @@ pub struct NewEgress {
 
 /// An egress address that a machine has, and the first and last port of it if it shares it.
 pub type SharedAddress = (IpAddr, Option<(u16, u16)>);
-
-/// What machines of a worker have.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct WorkerEgress {
-    /// Rises with every change of any egress address.
-    pub revision: u64,
-    /// Each with its addresses, and the first and last port of those it shares.
-    pub machines: BTreeMap<MachineId, Vec<SharedAddress>>,
-}
 
 /// A request that came with a key of its client, so that it may be sent again.
 #[derive(Debug, Clone, PartialEq, Eq)]

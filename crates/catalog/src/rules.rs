@@ -7,6 +7,7 @@ mod machines;
 mod networks;
 mod peers;
 mod policies;
+mod pushes;
 mod requests;
 mod tokens;
 mod volumes;

@@ -9,6 +9,7 @@ mod error;
 mod peers;
 mod placements;
 mod policies;
+mod pushes;
 mod requests;
 mod schema;
 #[cfg(test)]
@@ -36,7 +37,7 @@ use crate::{
     TokenRecord, VolumePlacement,
     store::{
         AddressConflict, AddressRow, AppConflict, AppRow, EgressChange, EgressTable, NetworkRow,
-        NewNetwork, PlacementConflict, PlacementRow, PolicyConflict, PolicyRow, RequestLease,
+        NewNetwork, PlacementConflict, PlacementRow, PolicyConflict, PolicyRow, Push, RequestLease,
         RequestRow, Store, Stored, TokenRow, VolumeConflict, VolumeRow,
     },
 };
@@ -277,16 +278,16 @@ impl Store for SqliteStore {
         self.owner.run_anyway("delete a network policy", delete).await
     }
 
-    async fn policy_revision(&self, worker: &WorkerId) -> Stored<u64> {
+    async fn push_revision(&self, push: Push, worker: &WorkerId) -> Stored<u64> {
         let worker = worker.clone();
-        let read = move |c: &mut Connection| policies::revision(c, &worker);
-        self.owner.run("look for the number of network policies", read).await
+        let read = move |c: &mut Connection| pushes::revision(c, push, &worker);
+        self.owner.run("look for the number of what a worker was told", read).await
     }
 
-    async fn raise_policy_revision(&self, worker: &WorkerId, known: u64) -> Stored<u64> {
+    async fn raise_push_revision(&self, push: Push, worker: &WorkerId, known: u64) -> Stored<u64> {
         let worker = worker.clone();
-        let raise = move |c: &mut Connection| policies::raise_revision(c, &worker, known);
-        self.owner.run_anyway("raise the number of network policies", raise).await
+        let raise = move |c: &mut Connection| pushes::raise(c, push, &worker, known);
+        self.owner.run_anyway("raise the number of what a worker is told", raise).await
     }
 
     async fn peers(&self) -> Stored<Vec<PeerRecord>> {

@@ -116,11 +116,11 @@ pub trait Store: Send + Sync + 'static {
     async fn replace_policy(&self, row: PolicyRow) -> Stored<Result<(), PolicyConflict>>;
     /// Deletes a policy of an app. False when it has none such. *Frees room.*
     async fn delete_policy(&self, app: i32, id: &PolicyId) -> Stored<bool>;
-    /// The number under which a worker was told policies last; 0 before the first.
-    async fn policy_revision(&self, worker: &WorkerId) -> Stored<u64>;
+    /// The number under which this was pushed to a worker last; 0 before the first.
+    async fn push_revision(&self, push: Push, worker: &WorkerId) -> Stored<u64>;
     /// Raises that number above itself and above `known`. The new one. *Frees room*, since what
     /// was deleted is told with it.
-    async fn raise_policy_revision(&self, worker: &WorkerId, known: u64) -> Stored<u64>;
+    async fn raise_push_revision(&self, push: Push, worker: &WorkerId, known: u64) -> Stored<u64>;
     /// Peers of all networks, by network and name.
     async fn peers(&self) -> Stored<Vec<PeerRecord>>;
     /// Inserts a peer.
@@ -336,6 +336,15 @@ pub struct PolicyRow {
     pub created_ms: UnixMillis,
     /// When it was last changed.
     pub updated_ms: UnixMillis,
+}
+
+/// What workers are told all of at once, under numbers that rise for each of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Push {
+    /// Network policies.
+    Policies,
+    /// Egress addresses of machines.
+    Egress,
 }
 
 /// What is in the way of a policy.

@@ -6,7 +6,7 @@ use std::{collections::HashSet, net::Ipv6Addr, path::Path, sync::Arc};
 use caddis_api::{AppName, NetworkName, RegionCode, WorkerId};
 use caddis_catalog::{
     AppQuery, AppState, Catalog, CatalogError, IdempotencyState, KeyedRequest, NewApp,
-    NewPlacement, PERSONAL, SqliteError, SqliteStore,
+    NewPlacement, PERSONAL, Push, SqliteError, SqliteStore,
 };
 
 struct Fixture {
@@ -264,7 +264,7 @@ async fn the_catalog_of_an_older_server_is_taken_up_with_all_that_is_in_it() {
     let first_release = "DROP TABLE requests; DROP TABLE addresses; DROP TABLE volumes; \
                          DROP TABLE egress_blocks; DROP TABLE egress_addresses; \
                          DROP TABLE egress_revision; DROP TABLE policies; \
-                         DROP TABLE policy_revisions; DROP TABLE peers; \
+                         DROP TABLE push_revisions; DROP TABLE peers; \
                          PRAGMA user_version = 1;";
     rusqlite::Connection::open(&path).unwrap().execute_batch(first_release).unwrap();
     let catalog = open(&path);
@@ -276,4 +276,21 @@ async fn the_catalog_of_an_older_server_is_taken_up_with_all_that_is_in_it() {
         fingerprint: [0; 32],
     };
     assert_eq!(catalog.begin_request(request).await.unwrap(), IdempotencyState::New);
+}
+
+#[tokio::test]
+async fn numbers_of_policies_that_an_older_server_gave_are_kept() {
+    let fixture = Fixture::new();
+    let path = fixture.path();
+    let Fixture { directory: _kept, catalog, store } = fixture;
+    drop((catalog, store));
+    let before = "DROP TABLE push_revisions;
+                  CREATE TABLE policy_revisions (
+                      worker TEXT PRIMARY KEY, revision INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+                  INSERT INTO policy_revisions (worker, revision) VALUES ('W1', 41);
+                  PRAGMA user_version = 9;";
+    rusqlite::Connection::open(&path).unwrap().execute_batch(before).unwrap();
+    let (catalog, worker) = (open(&path), WorkerId::from_trusted("W1"));
+    assert_eq!(catalog.raise_push_revision(Push::Policies, &worker, 0).await.unwrap(), 42);
+    assert_eq!(catalog.push_revision(Push::Egress, &worker).await.unwrap(), 0);
 }

@@ -18,5 +18,4 @@ pub(crate) mod limits;
 pub(crate) mod query;
 pub(crate) mod responses;
 pub(crate) mod steady;
-pub(crate) mod told;
 pub(crate) mod underway;

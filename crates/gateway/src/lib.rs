@@ -18,6 +18,7 @@ mod endpoints;
 mod http;
 mod openapi;
 mod policies;
+mod push;
 mod regions;
 mod router;
 mod scheduler;

@@ -1,5 +1,4 @@
-//! Tells workers the network policies of all apps. The catalog knows them; a worker is told all of
-//! them at once, when something of that has changed, and when it is new or was away.
+//! Tells workers the network policies of all apps.
 //!
 //! What a policy names is looked up here: the private addresses of an app's machines, and the
 //! prefix of a network. An app or a network that is not there is nobody.
@@ -8,30 +7,28 @@
     reason = "what the server does by itself is done for no caller"
 )]
 
-use std::{net::IpAddr, time::Duration};
+use std::net::IpAddr;
 
 use caddis_api::{
     ApiError, WorkerId,
-    platform::HostState,
     policies::{
         PolicyDirection, PolicyDns, PolicyPeer, PolicyRule, PolicySelector, PutPolicyRequest,
     },
 };
 use caddis_bus::{
     AskError,
-    message::{Allowance, AppPolicies, Policy, WorkerReply, WorkerRequest},
+    message::{Allowance, AppPolicies, Policy, WorkerRequest},
 };
-use caddis_catalog::{AppQuery, AppRecord, Placement, PolicyRecord};
+use caddis_catalog::{AppQuery, AppRecord, Placement, PolicyRecord, Push};
 use caddis_view::Change;
-use futures::future::join_all;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-use tokio::sync::broadcast::{self, error::RecvError};
+use tokio::sync::broadcast;
 
-use crate::http::{context::Context, errors::unexpected, told::Told};
-
-/// Until a worker that could not be told is told again.
-const AGAIN: Duration = Duration::from_secs(1);
+use crate::{
+    http::context::Context,
+    push::{self, Pushed, Workers},
+};
 
 /// What a policy says, as the catalog keeps it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -62,43 +59,25 @@ impl Document {
     }
 }
 
-/// Tells a worker the policies as they are now, if it does not know. Once this has ended they, or
-/// later ones, are in force there.
-///
-/// Several gateways may tell it at once. Each takes a number from the catalog first and reads the
-/// policies then, and the worker takes nothing under a lower number than it knows: what it does not
-/// take is older than what it has.
-async fn tell(context: &Context, worker: &WorkerId) -> Result<(), AskError> {
-    let refused = |error| AskError::Refused(ApiError::from(error));
-    let told = context.policies.of(worker);
-    // While it is held, so that what is read later is told later.
-    let mut told = told.lock().await;
-    let mut newest = context.catalog.policy_revision(worker).await.map_err(refused)?;
-    let known = wanted(context).await.map_err(AskError::Refused)?;
-    if told.as_ref().is_some_and(|told| told.revision == newest && told.apps == known) {
-        return Ok(());
+impl Pushed for Vec<AppPolicies> {
+    const PUSH: Push = Push::Policies;
+    const NAME: &'static str = "network policies";
+
+    fn workers(context: &Context) -> &Workers<Self> {
+        &context.policies
     }
-    // Whether it has taken them is not known until it says so.
-    *told = None;
-    loop {
-        let raised = context.catalog.raise_policy_revision(worker, newest).await;
-        let revision = raised.map_err(refused)?;
-        let apps = wanted(context).await.map_err(AskError::Refused)?;
-        let request = WorkerRequest::SetPolicies { revision, apps: apps.clone() };
-        let theirs = match context.ask(worker, request, context.settings.request_deadline).await? {
-            WorkerReply::PoliciesSet { revision } => revision,
-            other => return Err(AskError::Refused(unexpected(&other))),
-        };
-        if theirs <= revision {
-            *told = Some(Told { revision, apps });
-            return Ok(());
-        }
-        if context.catalog.policy_revision(worker).await.map_err(refused)? >= theirs {
-            // Another gateway has read after this one, and told it.
-            return Ok(());
-        }
-        // The catalog is an earlier one than the worker has known, as from a backup.
-        newest = theirs;
+
+    /// All workers are told the same.
+    async fn read(context: &Context, _: &WorkerId) -> Result<Self, ApiError> {
+        wanted(context).await
+    }
+
+    fn request(self, revision: u64) -> WorkerRequest {
+        WorkerRequest::SetPolicies { revision, apps: self }
+    }
+
+    async fn tell_all(context: &Context) -> bool {
+        push::tell_each::<Self>(context).await.0
     }
 }
 
@@ -113,7 +92,7 @@ pub(crate) async fn machine_was_placed(
         return Ok(());
     }
     context.policies.due.notify_one();
-    tell(context, worker).await
+    push::tell::<Vec<AppPolicies>>(context, worker).await
 }
 
 /// Tells all workers. What those that do not answer miss is told later.
@@ -121,61 +100,20 @@ pub(crate) async fn machine_was_placed(
 /// # Errors
 /// When one of them can't put the policies in force.
 pub(crate) async fn tell_all(context: &Context) -> Result<(), ApiError> {
-    let (_, outcome) = tell_each(context).await;
-    outcome
-}
-
-/// Whether all were told, and what one of them says against the policies.
-async fn tell_each(context: &Context) -> (bool, Result<(), ApiError>) {
-    let (silent, heard): (Vec<_>, Vec<_>) = context
-        .view
-        .hosts()
-        .all()
-        .into_iter()
-        .partition(|(_, host)| host.state == HostState::Unreachable);
-    let told = heard.into_iter().map(|(worker, _)| async move {
-        let outcome = tell(context, &worker).await;
-        (worker, outcome)
-    });
-    // Those that are silent are not waited for.
-    let (mut all, mut refused) = (silent.is_empty(), Ok(()));
-    for (worker, outcome) in join_all(told).await {
-        let Err(error) = outcome else { continue };
-        all = false;
-        let is_refused = matches!(error, AskError::Refused(_));
-        let error = ApiError::from(error);
-        tracing::warn!(%worker, error = error.message, "can't tell a worker the network policies, \
-            will try again");
-        if is_refused {
-            let text = format!(
-                "the policies are recorded, but host {worker} can't put them in force yet: {}",
-                error.message
-            );
-            refused = Err(ApiError::new(error.code, text));
-        }
-    }
-    (all, refused)
+    let (_, outcome) = push::tell_each::<Vec<AppPolicies>>(context).await;
+    outcome.map_err(|(worker, error)| {
+        let text = format!(
+            "the policies are recorded, but host {worker} can't put them in force yet: {}",
+            error.message
+        );
+        ApiError::new(error.code, text)
+    })
 }
 
 /// Keeps all workers told; never ends.
-pub(crate) async fn follow(context: Context, mut changes: broadcast::Receiver<Change>) {
-    let mut changed = context.catalog.policies_changed();
-    let (mut all_told, mut again) = (false, tokio::time::interval(AGAIN));
-    loop {
-        tokio::select! {
-            change = changes.recv() => match change {
-                // It may be another process than before.
-                Ok(Change::Listed(worker)) => context.policies.forget(&worker),
-                Ok(Change::Host(_)) | Err(RecvError::Lagged(_)) => {}
-                Ok(_) => continue,
-                Err(RecvError::Closed) => return,
-            },
-            changed = changed.changed() => if changed.is_err() { return },
-            () = context.policies.due.notified() => {}
-            _ = again.tick(), if !all_told => {}
-        }
-        (all_told, _) = tell_each(&context).await;
-    }
+pub(crate) async fn follow(context: Context, changes: broadcast::Receiver<Change>) {
+    let changed = context.catalog.policies_changed();
+    push::follow::<Vec<AppPolicies>>(context, changes, changed).await;
 }
 
 /// What policies name.

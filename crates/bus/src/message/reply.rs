@@ -170,7 +170,7 @@ pub enum WorkerReply {
     },
     /// Egress addresses are as they should be.
     Egress {
-        /// Number of the change that the worker has now.
+        /// Number of those that the worker has now.
         revision: u64,
     },
     /// All guests are stopped.

@@ -182,7 +182,8 @@ pub enum WorkerRequest {
     /// `WorkerReply::Egress`, once new connections come from them and those under addresses that
     /// were taken away are cut.
     SetEgress {
-        /// Number of the last change; what is older than what the worker has changes nothing.
+        /// Number of this request among all that tell the worker egress addresses: what is older
+        /// than what the worker has changes nothing.
         revision: u64,
         /// Those that have some.
         machines: Vec<MachineEgress>,

@@ -9,7 +9,7 @@ use crate::{
     PrivateNetwork, VolumePlacement,
     store::{
         AddressConflict, AddressRow, AppRow, EgressBlockRow, EgressChange, EgressTable, NewNetwork,
-        PlacementConflict, PlacementRow, PolicyConflict, PolicyRow, RequestRow, TokenRow,
+        PlacementConflict, PlacementRow, PolicyConflict, PolicyRow, Push, RequestRow, TokenRow,
         VolumeRow,
     },
 };
@@ -25,7 +25,7 @@ pub(super) struct Rows {
     pub(super) addresses: Vec<AddressRow>,
     /// Oldest first.
     pub(super) policies: Vec<PolicyRow>,
-    pub(super) policy_revisions: HashMap<WorkerId, u64>,
+    pub(super) push_revisions: HashMap<(Push, WorkerId), u64>,
     pub(super) egress: EgressTable,
     pub(super) peers: Vec<PeerRow>,
     pub(super) requests: Vec<Request>,

@@ -13,7 +13,7 @@
 //! again.
 
 use std::{
-    collections::{BTreeSet, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     net::IpAddr,
 };
 
@@ -24,7 +24,7 @@ use tokio::sync::watch;
 use super::Catalog;
 use crate::{
     AddressPool, AppRecord, AppState, CatalogError, EgressAddress, EgressBlock, NewEgress,
-    Placement, Result, WorkerEgress,
+    Placement, Result, SharedAddress,
     store::{EgressBlockRow, EgressChange, EgressRow, EgressTable},
 };
 
@@ -215,28 +215,39 @@ impl Catalog {
         Ok(())
     }
 
-    /// What the machines of a worker have.
+    /// The number of the last change of any egress address; `None` while there are none.
     ///
     /// # Errors
     /// When the store fails.
-    pub async fn egress_of_worker(&self, worker: &WorkerId) -> Result<WorkerEgress> {
+    pub async fn egress_revision(&self) -> Result<Option<u64>> {
         let table = self.store.egress().await?;
-        let mut egress = WorkerEgress { revision: table.revision, ..WorkerEgress::default() };
+        Ok((!table.addresses.is_empty()).then_some(table.revision))
+    }
+
+    /// What the machines of a worker have, IPv4 first.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn egress_of_worker(
+        &self,
+        worker: &WorkerId,
+    ) -> Result<BTreeMap<MachineId, Vec<SharedAddress>>> {
+        let table = self.store.egress().await?;
+        let mut machines = BTreeMap::new();
         if table.addresses.is_empty() {
-            return Ok(egress);
+            return Ok(machines);
         }
         for Placement { machine, .. } in self.store.placements(Some(worker)).await? {
             let own = table.addresses.iter().filter(|row| is_own(row, &machine));
             let mut found: Vec<_> = own.map(|row| (row.ip, None)).collect();
             let blocks = table.blocks.iter().filter(|block| block.machine == machine);
             found.extend(blocks.map(|block| (block.ip, Some(ports(block.block)))));
-            // IPv4 first.
             found.sort();
             if !found.is_empty() {
-                egress.machines.insert(machine, found);
+                machines.insert(machine, found);
             }
         }
-        Ok(egress)
+        Ok(machines)
     }
 
     /// A number that rises after each change that a copy of this catalog has made.

@@ -1,6 +1,6 @@
 //! Network policies of apps. What one says is kept as the text that the gateway gives.
 
-use caddis_api::{PolicyId, WorkerId};
+use caddis_api::PolicyId;
 use tokio::sync::watch;
 
 use super::Catalog;
@@ -110,25 +110,6 @@ impl Catalog {
     /// A number that rises after each change of policies that a copy of this catalog has made.
     pub fn policies_changed(&self) -> watch::Receiver<u64> {
         self.policy_changes.subscribe()
-    }
-
-    /// The number under which a worker was told policies last, by whichever copy of this catalog;
-    /// 0 before the first.
-    ///
-    /// # Errors
-    /// When the store fails.
-    pub async fn policy_revision(&self, worker: &WorkerId) -> Result<u64> {
-        Ok(self.store.policy_revision(worker).await?)
-    }
-
-    /// A number under which to tell a worker the policies that are read from now on: above that of
-    /// anyone who has read before, and above `known`. So of two that arrive, the one with the
-    /// higher number has all that the other has.
-    ///
-    /// # Errors
-    /// When the store fails.
-    pub async fn raise_policy_revision(&self, worker: &WorkerId, known: u64) -> Result<u64> {
-        Ok(self.store.raise_policy_revision(worker, known).await?)
     }
 
     /// The /48 of a network of an organization, by its number; `None` when it has none of the name.

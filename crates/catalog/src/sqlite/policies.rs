@@ -1,7 +1,7 @@
 //! Rows of network policies.
 
-use caddis_api::{PolicyId, UnixMillis, WorkerId};
-use rusqlite::{Connection, OptionalExtension as _, Result, TransactionBehavior, params};
+use caddis_api::{PolicyId, UnixMillis};
+use rusqlite::{Connection, Result, TransactionBehavior, params};
 
 use crate::store::{PolicyConflict, PolicyRow};
 
@@ -78,28 +78,6 @@ pub(super) fn delete(connection: &Connection, app: i32, id: &PolicyId) -> Result
         .prepare_cached("DELETE FROM policies WHERE app = ?1 AND id = ?2")?
         .execute(params![app, id.as_str()])?;
     Ok(deleted == 1)
-}
-
-pub(super) fn revision(connection: &Connection, worker: &WorkerId) -> Result<u64> {
-    let found = connection
-        .prepare_cached("SELECT revision FROM policy_revisions WHERE worker = ?1")?
-        .query_row([worker.as_str()], |row| row.get(0))
-        .optional()?;
-    Ok(found.unwrap_or_default())
-}
-
-pub(super) fn raise_revision(
-    connection: &Connection,
-    worker: &WorkerId,
-    known: u64,
-) -> Result<u64> {
-    connection
-        .prepare_cached(
-            "INSERT INTO policy_revisions (worker, revision) VALUES (?1, ?2 + 1)
-             ON CONFLICT (worker) DO UPDATE SET revision = MAX(revision, ?2) + 1
-             RETURNING revision",
-        )?
-        .query_row(params![worker.as_str(), known], |row| row.get(0))
 }
 
 /// What keeps the app from having this policy: that it is marked for deletion, or has another one

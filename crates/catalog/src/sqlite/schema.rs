@@ -105,6 +105,14 @@ const STEPS: &[&str] = &[
     CREATE TABLE policy_revisions (
         worker TEXT PRIMARY KEY, revision INTEGER NOT NULL) STRICT, WITHOUT ROWID;
 ",
+    "
+    CREATE TABLE push_revisions (
+        push TEXT NOT NULL, worker TEXT NOT NULL, revision INTEGER NOT NULL,
+        PRIMARY KEY (push, worker)) STRICT, WITHOUT ROWID;
+    INSERT INTO push_revisions (push, worker, revision)
+        SELECT 'policies', worker, revision FROM policy_revisions;
+    DROP TABLE policy_revisions;
+",
 ];
 
 /// Opens the catalog at `path`, making it when there is no file.

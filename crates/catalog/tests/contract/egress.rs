@@ -50,7 +50,7 @@ type Sources = Vec<(String, Option<(u16, u16)>)>;
 /// What a machine has, as its worker is told.
 async fn has(fixture: &Fixture, machine: &MachineId) -> Sources {
     let egress = fixture.catalog.egress_of_worker(&worker("W1")).await.unwrap();
-    let found = egress.machines.get(machine).cloned().unwrap_or_default();
+    let found = egress.get(machine).cloned().unwrap_or_default();
     found.into_iter().map(|(ip, ports)| (ip.to_string(), ports)).collect()
 }
 
@@ -192,7 +192,7 @@ async fn a_released_address_is_given_again_once_all_hosts_know(fixture: &Fixture
         "no egress address is free in 192.0.2.0/30: release one that is no longer needed, or give \
          the server more with --egress-addresses"
     );
-    let revision = catalog.egress_of_worker(&worker("W1")).await.unwrap().revision;
+    let revision = catalog.egress_revision().await.unwrap().unwrap();
     catalog.release_egress("a", "192.0.2.1".parse().unwrap()).await.unwrap();
     assert_eq!(ips(&catalog.egress_addresses("a").await.unwrap()), ["192.0.2.2"]);
     catalog.forget_released_egress(revision).await.unwrap();
@@ -233,8 +233,9 @@ async fn each_change_has_a_number_and_is_told(fixture: &Fixture) {
     let mut changed = catalog.egress_changed();
     let machines = with_machines(fixture, "a", 1).await;
     assert!(!changed.has_changed().unwrap(), "nobody has an address");
+    assert_eq!(catalog.egress_revision().await.unwrap(), None);
     catalog.allocate_egress(of_app("a")).await.unwrap();
-    let revision = async || catalog.egress_of_worker(&worker("W1")).await.unwrap().revision;
+    let revision = async || catalog.egress_revision().await.unwrap();
     let first = revision().await;
     assert!(changed.has_changed().unwrap());
     changed.mark_unchanged();

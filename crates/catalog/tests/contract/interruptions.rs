@@ -6,7 +6,8 @@ use std::sync::{Arc, atomic::AtomicU64};
 
 use caddis_api::NetworkName;
 use caddis_catalog::{
-    AppState, Catalog, CatalogError, IdempotencyState, NewApp, NewVolume, StoreError, WantedAddress,
+    AppState, Catalog, CatalogError, IdempotencyState, NewApp, NewVolume, Push, StoreError,
+    WantedAddress,
 };
 
 use crate::support::{
@@ -251,17 +252,18 @@ async fn replacing_and_deleting_a_policy() {
 }
 
 #[tokio::test]
-async fn the_number_of_policies_rises_above_what_is_known() {
+async fn the_number_of_a_push_rises_above_what_is_known() {
     everywhere(
         async |_| {},
         async |catalog| {
-            let raised = catalog.raise_policy_revision(&worker("w"), 7).await?;
+            let raised = catalog.raise_push_revision(Push::Egress, &worker("w"), 7).await?;
             assert!(raised > 7);
-            assert_eq!(catalog.policy_revision(&worker("w")).await?, raised);
+            assert_eq!(catalog.push_revision(Push::Egress, &worker("w")).await?, raised);
             Ok(())
         },
         async |catalog| {
-            assert!(catalog.policy_revision(&worker("w")).await.unwrap() > 7);
+            let known = catalog.push_revision(Push::Egress, &worker("w")).await;
+            assert!(known.unwrap() > 7);
         },
     )
     .await;

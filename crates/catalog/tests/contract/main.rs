@@ -9,6 +9,7 @@ mod interruptions;
 mod machines;
 mod peers;
 mod policies;
+mod pushes;
 mod races;
 mod requests;
 mod rows;

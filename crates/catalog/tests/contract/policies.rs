@@ -8,7 +8,7 @@ use caddis_catalog::{
     store::{PolicyConflict, PolicyRow},
 };
 
-use crate::support::{Fixture, app, over_each_store, worker};
+use crate::support::{Fixture, app, over_each_store};
 
 over_each_store!(
     what_is_said_of_a_policy_is_kept,
@@ -18,7 +18,6 @@ over_each_store!(
     policies_go_with_their_app,
     rows_are_put_under_their_conditions,
     changes_are_told,
-    numbers_for_a_worker_only_rise,
 );
 
 async fn what_is_said_of_a_policy_is_kept(fixture: &Fixture) {
@@ -141,20 +140,4 @@ async fn changes_are_told(fixture: &Fixture) {
     changes.mark_unchanged();
     catalog.delete_policy("a", &made.id).await.unwrap();
     assert!(changes.has_changed().unwrap());
-}
-
-async fn numbers_for_a_worker_only_rise(fixture: &Fixture) {
-    let catalog = &fixture.catalog;
-    let (one, other) = (worker("one"), worker("other"));
-    assert_eq!(catalog.policy_revision(&one).await.unwrap(), 0);
-    for (known, expected) in [(0, 1), (0, 2), (1, 3), (900, 901), (7, 902)] {
-        assert_eq!(catalog.raise_policy_revision(&one, known).await.unwrap(), expected);
-        assert_eq!(catalog.policy_revision(&one).await.unwrap(), expected);
-    }
-    assert_eq!(catalog.policy_revision(&other).await.unwrap(), 0);
-    assert_eq!(catalog.raise_policy_revision(&other, 0).await.unwrap(), 1);
-    let raising = (0..20).map(|_| catalog.raise_policy_revision(&other, 0));
-    let mut raised = futures::future::try_join_all(raising).await.unwrap();
-    raised.sort_unstable();
-    assert_eq!(raised, (2..22).collect::<Vec<u64>>(), "nobody has the number of another");
 }

@@ -19,7 +19,7 @@ use caddis_catalog::{
     SqliteStore, StoreError, StoredResponse, TokenRecord, VolumePlacement, WantedAddress,
     store::{
         AddressConflict, AddressRow, AppConflict, AppRow, EgressChange, EgressTable, NetworkRow,
-        NewNetwork, PlacementConflict, PlacementRow, PolicyConflict, PolicyRow, RequestLease,
+        NewNetwork, PlacementConflict, PlacementRow, PolicyConflict, PolicyRow, Push, RequestLease,
         RequestRow, Store, Stored, TokenRow, VolumeConflict, VolumeRow,
     },
 };
@@ -291,8 +291,8 @@ pass_on! {
     fn insert_policy(&self, row: PolicyRow) -> Result<(), PolicyConflict>;
     fn replace_policy(&self, row: PolicyRow) -> Result<(), PolicyConflict>;
     fn delete_policy(&self, app: i32, id: &PolicyId) -> bool;
-    fn policy_revision(&self, worker: &WorkerId) -> u64;
-    fn raise_policy_revision(&self, worker: &WorkerId, known: u64) -> u64;
+    fn push_revision(&self, push: Push, worker: &WorkerId) -> u64;
+    fn raise_push_revision(&self, push: Push, worker: &WorkerId, known: u64) -> u64;
     fn peers(&self) -> Vec<PeerRecord>;
     fn insert_peer(&self, row: PeerRow) -> Result<(), PeerConflict>;
     fn change_peer_key(&self, network: i64, name: &str, key: &str) -> Result<bool, PeerConflict>;

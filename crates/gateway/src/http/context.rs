@@ -1,19 +1,19 @@
 //! What all endpoints share, and how they reach machines and workers.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use caddis_api::{ApiError, AppName, ErrorCode, VolumeId, WorkerId};
 use caddis_bus::{
     WorkerClient,
-    message::{WorkerReply, WorkerRequest},
+    message::{AppPolicies, MachineEgress, WorkerReply, WorkerRequest},
 };
 use caddis_catalog::Catalog;
 use caddis_view::{Superseded, View, ViewSettings};
-use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    http::{in_flight::InFlight, limits::Limits, told::ToldPolicies, underway::Underway},
+    http::{in_flight::InFlight, limits::Limits, underway::Underway},
+    push::Workers,
     regions::Regions,
     settings::{GatewayParts, Settings},
 };
@@ -43,9 +43,9 @@ pub(crate) struct Inner {
     /// Volumes that were placed, and may never be made.
     pub missing_volumes: Underway<VolumeId>,
     /// What workers know of network policies.
-    pub policies: ToldPolicies,
-    /// The last change of egress addresses that each worker has been told.
-    pub egress_told: Mutex<HashMap<WorkerId, u64>>,
+    pub policies: Workers<Vec<AppPolicies>>,
+    /// What workers know of the egress addresses of their machines.
+    pub egress: Workers<Vec<MachineEgress>>,
     pub limits: Option<Arc<Limits>>,
     pub in_flight: InFlight,
     /// Ends waits and event streams.
@@ -77,8 +77,8 @@ impl Inner {
             superseding: Underway::default(),
             volume_deletions: Underway::default(),
             missing_volumes: Underway::default(),
-            policies: ToldPolicies::default(),
-            egress_told: Mutex::default(),
+            policies: Workers::default(),
+            egress: Workers::default(),
             in_flight: InFlight::default(),
             closing: CancellationToken::new(),
             ending: CancellationToken::new(),

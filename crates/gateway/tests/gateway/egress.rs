@@ -1,5 +1,6 @@
 //! Egress addresses of apps and machines, and what workers are told of them.
 
+use axum::body::Body;
 use caddis_bus::message::{EgressSource, MachineEgress};
 use serde_json::{Value, json};
 
@@ -152,4 +153,42 @@ async fn a_machine_for_which_no_block_is_left_is_made_with_a_warning() {
     let made = make().await;
     assert!(made["warnings"][0].as_str().unwrap().contains("allocate-egress"), "{made}");
     assert_eq!(told(&fixture, made["id"].as_str().unwrap()), []);
+}
+
+#[tokio::test]
+async fn a_catalog_that_is_behind_its_worker_comes_before_it_again() {
+    let fixture = Fixture::new().await;
+    let id = fixture.started().await;
+    assign(&fixture, json!({ "type": "egress_v4" })).await.ok();
+    // As after a restore of the catalog alone.
+    fixture.worker.state().egress_revision = 1000;
+    assign(&fixture, json!({ "type": "egress_v6" })).await.ok();
+    let block = Some((1024, 2047));
+    let both = ["203.0.113.65", "2001:db8:1::e:1"].map(|ip| (ip.to_owned(), block));
+    assert_eq!(told(&fixture, id.as_str()), both);
+    assert!(fixture.worker.state().egress_revision > 1000);
+    // What its worker has not heard of is not free.
+    let released = fixture.call("DELETE /v1/apps/a/ip_assignments/203.0.113.65").await;
+    assert_eq!(released.status, 204, "{}", released.text);
+    assert_eq!(told(&fixture, id.as_str()), both[1..]);
+}
+
+#[tokio::test]
+async fn of_two_gateways_each_puts_back_what_the_other_has_changed() {
+    let fixture = Fixture::new().await;
+    let id = fixture.started().await;
+    let other = fixture.restarted_with(Fixture::settings()).await.router();
+    let own = [("203.0.113.65".to_owned(), Some((1024, 2047)))];
+    for _ in 0..3 {
+        // When the answer comes, the worker has what was asked for: the same as before the other
+        // gateway took it away.
+        let given = assign(&fixture, json!({ "type": "egress_v4" })).await.ok();
+        assert_eq!(given["ip"], own[0].0);
+        assert_eq!(told(&fixture, id.as_str()), own);
+        let line = format!("DELETE /v1/apps/a/ip_assignments/{}", own[0].0);
+        let request = fixture.request(&line).body(Body::empty()).unwrap();
+        let released = Fixture::send_to(&other, request).await;
+        assert_eq!(released.status, 204, "{}", released.text);
+        assert_eq!(told(&fixture, id.as_str()), []);
+    }
 }

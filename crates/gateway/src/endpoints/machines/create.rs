@@ -331,8 +331,8 @@ async fn hand_over(
     }));
     // What it may send and receive, and that its first packet is to come from where all others do,
     // is known before it is there.
-    let known = match egress::tell(context, &placement.worker).await {
-        Ok(_) => policies::machine_was_placed(context, &placement.worker).await,
+    let known = match egress::machine_was_placed(context, &placement.worker).await {
+        Ok(()) => policies::machine_was_placed(context, &placement.worker).await,
         Err(error) => Err(error),
     };
     let asked = match known {

@@ -48,6 +48,8 @@ const PAGE: usize = 300;
 pub struct State {
     /// Egress addresses as they were told last.
     pub egress: Vec<MachineEgress>,
+    /// The number of these.
+    pub egress_revision: u64,
     pub machines: BTreeMap<MachineId, MachineRecord>,
     pub leases: BTreeMap<MachineId, Lease>,
     /// Replaced ones, newest first; of all machines.
@@ -407,8 +409,12 @@ impl FakeWorker {
                 Ok(WorkerReply::PoliciesSet { revision: state.policy_revision })
             }
             WorkerRequest::SetEgress { revision, machines } => {
-                self.state().egress = machines;
-                Ok(WorkerReply::Egress { revision })
+                let mut state = self.state();
+                if revision >= state.egress_revision {
+                    state.egress_revision = revision;
+                    state.egress = machines;
+                }
+                Ok(WorkerReply::Egress { revision: state.egress_revision })
             }
             WorkerRequest::Drain { .. } => Ok(WorkerReply::Drained { stopped: 0 }),
             // Nobody but the proxy asks for it.
