@@ -3,7 +3,7 @@
 
 use std::{
     io,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, SocketAddr, TcpStream},
     os::fd::{AsRawFd as _, OwnedFd},
     thread,
     time::Duration,
@@ -113,7 +113,7 @@ impl Scene {
         }
     }
 
-    /// Addresses of both families; the metadata address has no other.
+    /// Addresses of both families.
     fn addresses(&self, name: &str) -> [String; 2] {
         let of = |machine: &Machine| [machine.v4(), machine.v6()];
         let both = |addresses: [&str; 2]| addresses.map(str::to_owned);
@@ -129,7 +129,7 @@ impl Scene {
             "host outside" => both(["203.0.113.1", "2001:db8:1::1"]),
             "LAN" => both(LAN),
             "internet" => both(WORLD),
-            "metadata" => both([METADATA, "fd00:ec2::254"]),
+            "metadata" => both(METADATA),
             other => panic!("{other}"),
         }
     }
@@ -248,6 +248,10 @@ async fn connected(network: &Network, place: &TempDir) -> (Namespace, [Machine; 
 fn machines_and_peers_reach_what_the_table_says_with_policies_and_without() {
     on_a_host(async || {
         let scene = Scene::new().await;
+        // They are there, and answer whoever gets through.
+        for address in [LAN, METADATA, WORLD].concat() {
+            TcpStream::connect((address, PORT)).unwrap();
+        }
         scene.check(false);
         // In force when this ends, and gone when that does.
         scene.network.set_policies(scene.policies()).await.unwrap();

@@ -29,7 +29,7 @@ const OTHER_PORT: u16 = 7001;
 
 pub(super) const WORLD: [&str; 2] = ["203.0.113.2", "2001:db8:1::2"];
 pub(super) const LAN: [&str; 2] = ["192.168.7.2", "fd07::2"];
-pub(super) const METADATA: &str = "169.254.169.254";
+pub(super) const METADATA: [&str; 2] = ["169.254.169.254", "fd00:ec2::254"];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Protocol {
@@ -207,14 +207,16 @@ pub(super) fn outside(place: &TempDir) -> Namespace {
          ip address add 203.0.113.1/24 dev world; ip address add 192.168.7.1/24 dev world; \
          ip address add 2001:db8:1::1/64 dev world nodad; \
          ip address add fd07::1/64 dev world nodad; \
-         ip route add 169.254.169.254 via 203.0.113.2",
+         ip route add 169.254.169.254 via 203.0.113.2; \
+         ip -6 route add fd00:ec2::254 via 2001:db8:1::2",
         place.path().join("world").display()
     ));
     let inside = "ip link set lo up; ip link set far up; ip address add 203.0.113.2/24 dev far; \
                   ip address add 192.168.7.2/24 dev far; ip address add 169.254.169.254/32 dev lo; \
                   ip address add 2001:db8:1::2/64 dev far nodad; \
-                  ip address add fd07::2/64 dev far nodad; ip route add default via 203.0.113.1; \
-                  ip -6 route add default via 2001:db8:1::1";
+                  ip address add fd07::2/64 dev far nodad; \
+                  ip address add fd00:ec2::254/128 dev lo nodad; \
+                  ip route add default via 203.0.113.1; ip -6 route add default via 2001:db8:1::1";
     world.run(move || run(inside)).unwrap();
     answer_all(&world);
     world
@@ -257,7 +259,7 @@ impl Scene {
         }
         self.first.expect(&self.second.v6(), port, same_network);
         let (host_v4, host_v6) = (HOST_V4.to_string(), HOST_V6.to_string());
-        let others = [
+        let mut others = vec![
             self.second.v4(),
             self.foreign.v4(),
             self.foreign.v6(),
@@ -265,10 +267,8 @@ impl Scene {
             host_v6,
             "203.0.113.1".to_owned(),
             "2001:db8:1::1".to_owned(),
-            LAN[0].to_owned(),
-            LAN[1].to_owned(),
-            METADATA.to_owned(),
         ];
+        others.extend([LAN, METADATA].concat().into_iter().map(str::to_owned));
         for address in others {
             self.first.expect(&address, port, never);
         }
