@@ -1,9 +1,12 @@
 //! What can and what can't be reached from inside a VM, and that it can't pretend to be another.
 
 use anyhow::{Context as _, Result};
-use caddis_testkit::{Host, Machine, Outside, run};
-use serde_json::json;
-use tokio::{io::AsyncWriteExt as _, net::TcpListener};
+use caddis_testkit::{DEADLINE, Host, Machine, Outside, run};
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader},
+    net::TcpListener,
+};
 
 use crate::stand::{APP, Stand};
 
@@ -33,6 +36,27 @@ async fn ipv4(machine: &Machine) -> Result<String> {
     Ok(machine.get().await?["private_ipv4"].as_str().context("no private_ipv4")?.to_owned())
 }
 
+/// Queries of the only machine to the name server: all of them, and those that went on from there.
+async fn queries(stand: &Stand<'_>) -> Result<(u64, u64)> {
+    let mut top = stand.server.begin_cli(&["machine", "top", "-a", APP, "--json"])?;
+    let mut samples = BufReader::new(top.stdout.take().context("its output is piped")?).lines();
+    let sample = tokio::time::timeout(DEADLINE, samples.next_line()).await??;
+    let sample: Value = serde_json::from_str(&sample.context("no sample")?)?;
+    let number = |name| sample["machines"][0][name].as_u64().context("no number");
+    Ok((number("dns_queries")?, number("dns_forwarded")?))
+}
+
+/// The number of queries in the table that `caddis machine top` shows.
+async fn shown_queries(stand: &Stand<'_>, machine: &Machine) -> Result<u64> {
+    let top = ["machine", "top", "-a", APP, "--once", "--interval", "1"];
+    let table = stand.server.cli(&top).await?.stdout;
+    let line = |word| table.lines().find(|line| line.contains(word)).context("no such line");
+    let titles = line("CPU TIME")?.split('│').map(str::trim);
+    let cells = line(machine.id())?.split('│').map(str::trim);
+    let (_, shown) = titles.zip(cells).find(|(title, _)| *title == "DNS").context("no column")?;
+    Ok(shown.parse()?)
+}
+
 #[tokio::test]
 async fn a_vm_reaches_the_outside_by_name_through_nat_and_nothing_private() -> Result<()> {
     let host = Host::new().await?;
@@ -40,14 +64,25 @@ async fn a_vm_reaches_the_outside_by_name_through_nat_and_nothing_private() -> R
     let machine = stand.script(PROGRAM, json!({})).await?;
     machine.logged("ready").await?;
 
+    let before = queries(&stand).await?;
     let page = machine.shell(&format!("wget -q -O - http://{}/", Outside::NAME)).await?;
     assert_eq!(page, format!("you are {}\n", Host::ADDRESS), "by name, from the host's address");
     assert!(
         machine.exec(&["/bin/nslookup", "unknown.test"]).await?.code != 0,
         "what has no address is denied"
     );
+    // Names of the outside are counted twice, those of machines once, what another server is asked
+    // never.
+    let (all, forwarded) = queries(&stand).await?;
+    assert!(forwarded >= before.1 + 2, "{before:?}, {forwarded}");
+    assert_eq!(all - before.0, forwarded - before.1);
+    machine.shell(&format!("nslookup -type=aaaa {APP}.internal")).await?;
+    let (with_own, still_forwarded) = queries(&stand).await?;
+    assert!(with_own > all && still_forwarded == forwarded, "{with_own}, {still_forwarded}");
     let answer = machine.shell(&format!("nslookup {} {}", Outside::NAME, Outside::ADDRESS)).await?;
     assert!(answer.contains(Outside::ADDRESS), "datagrams come back: {answer}");
+    assert_eq!(queries(&stand).await?, (with_own, forwarded));
+    assert_eq!(shown_queries(&stand, &machine).await?, with_own);
     machine.shell(&datagram("hello")).await?;
     let seen = host.outside().datagrams_until(b"hello").await?;
     assert!(
