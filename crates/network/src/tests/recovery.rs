@@ -1,10 +1,19 @@
 //! What a kill, another program or an earlier release has left is put in order by the next start.
 
-use std::{fs, os::unix::ffi::OsStrExt as _, path::Path};
+use std::{
+    fs,
+    net::{IpAddr, UdpSocket},
+    os::unix::ffi::OsStrExt as _,
+    path::Path,
+};
 
 use futures::FutureExt as _;
 
-use super::{Place, Vm, machine, on_a_host, run};
+use super::{
+    Place, Vm, machine, on_a_host,
+    policies::{Machine, PORT, SILENCE, TIMEOUT, WORLD, outside},
+    run,
+};
 use crate::{
     HOST_V4, MachineAddresses, Network, NetworkConfig, NetworkError, PublicAddresses, tap,
 };
@@ -428,5 +437,51 @@ fn addresses_of_apps_that_a_kill_has_left_go_with_the_next_server_or_a_clean() {
         beside.release().await;
         assert_eq!(there(), users);
         other.cleaned().await;
+    });
+}
+
+/// What drops it is gone with a server, and a packet that is on its way when another program then
+/// removes the host's table leaves as it is. Here all do, as long as that table only marks.
+#[test]
+fn what_was_not_translated_while_no_server_ran_goes_no_further_with_the_next() {
+    on_a_host(async || {
+        let directory = tempfile::tempdir().unwrap();
+        let place = Place::beside(&directory);
+        let network = place.start().await.unwrap();
+        let world = outside(&directory);
+        // It answers a private address from the one that was asked, not from its own private one.
+        let way = "ip -6 route replace default via 2001:db8:1::1 src 2001:db8:1::2";
+        world.run(move || run(way)).unwrap();
+        let machine = Machine::start(&network, &directory, 1, "fdaa:0:5:7::2").await;
+        let flow = |to: &str| {
+            let to: IpAddr = to.parse().unwrap();
+            let any: IpAddr = if to.is_ipv4() { [0; 4].into() } else { [0_u16; 8].into() };
+            let flow = machine.inside.run(move || UdpSocket::bind((any, 0)).unwrap()).unwrap();
+            flow.connect((to, PORT)).unwrap();
+            flow
+        };
+        let is_answered = |flow: &UdpSocket, patience| {
+            flow.set_read_timeout(Some(patience)).unwrap();
+            flow.send(b"x").is_ok() && flow.recv(&mut [0; 8]).is_ok()
+        };
+        // It is killed, and what it held goes with it.
+        drop(network);
+        let gone = async {
+            while run("nft list tables").contains("-untranslated-") {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(TIMEOUT, gone).await.unwrap();
+        run("nft flush chain inet caddis-0 leaving");
+        let flows = WORLD.map(flow);
+        assert!(flows.iter().all(|flow| is_answered(flow, TIMEOUT)), "untranslated");
+        run("nft flush ruleset");
+        let others = WORLD.map(flow);
+        let passes = flows.iter().chain(&others).any(|flow| is_answered(flow, SILENCE));
+        assert!(!passes, "nothing has a mark");
+        let next = place.start().await.unwrap();
+        next.adopt("caddis1", &machine.addresses).await.unwrap();
+        assert!(WORLD.map(flow).iter().all(|flow| is_answered(flow, TIMEOUT)), "the table is back");
+        assert!(!flows.iter().any(|flow| is_answered(flow, SILENCE)), "what began untranslated");
     });
 }
