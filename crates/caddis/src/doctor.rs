@@ -17,14 +17,16 @@ use caddis_vmm::{
 use clap::Args;
 use serde::Serialize;
 
+use self::server::Server;
 use crate::{
-    failure, host,
+    failure,
     installation_key::InstallationKey,
     instance,
     settings::{AcceleratorChoice, ServeArguments, Settings, default_volume_gib},
 };
 
 mod network;
+mod server;
 mod services;
 mod snapshots;
 mod wireguard;
@@ -96,12 +98,16 @@ struct Report {
 /// Runs it. The exit code is 0 when nothing has failed.
 pub async fn run(arguments: DoctorArguments) -> Result<ExitCode> {
     let settings = arguments.serve.resolve()?;
-    let (server, network) = (server(&settings.data_dir).await, network::check(&settings).await);
+    let (server, network) = (Server::find(&settings).await, network::check(&settings).await);
     let (snapshots, pool) = (snapshots::check(&settings).await, network::pool(&settings).await);
-    let checks = move || checks(&settings).into_iter().chain(wireguard::check(&settings)).collect();
-    let mut checks: Vec<_> = tokio::task::spawn_blocking(checks).await?;
-    checks.extend([snapshots, pool, network]);
-    checks.extend(server);
+    let checks = move || {
+        let mut checks = checks(&settings, server.as_ref());
+        checks.extend(wireguard::check(&settings, server.as_ref()));
+        checks.extend([snapshots, pool, network]);
+        checks.extend(server.as_ref().map(Server::check));
+        checks
+    };
+    let checks = tokio::task::spawn_blocking(checks).await?;
     let ok = checks.iter().all(|check| check.status != Status::Failed);
     let report = Report { ok, checks, not_yet_tested: NOT_YET_TESTED };
     if arguments.json {
@@ -138,34 +144,9 @@ fn print(report: &Report) {
     );
 }
 
-/// How the server that runs with this data directory is; nothing where none does.
-async fn server(data_dir: &Path) -> Option<Check> {
-    let client = host::client(data_dir).ok()?;
-    let name = "server";
-    Some(match client.platform_status().await {
-        Ok(status) if !status.ok => Check::failed(
-            name,
-            status.problems.join("; "),
-            "see the server's log: journalctl -u caddis",
-        ),
-        Ok(status) if !status.warnings.is_empty() => Check::warning(
-            name,
-            status.warnings.join("; "),
-            "see the server's log: journalctl -u caddis",
-        ),
-        Ok(status) => {
-            Check::ok(name, format!("{} answers at {}", status.version, client.base_url()))
-        }
-        // Killed, so that its address was left.
-        Err(error) => Check::warning(
-            name,
-            format!("it does not answer at {}: {error}", client.base_url()),
-            "systemctl status caddis, or start caddis serve",
-        ),
-    })
-}
-
-fn checks(settings: &Settings) -> Vec<Check> {
+fn checks(settings: &Settings, server: Option<&Server>) -> Vec<Check> {
+    // What the server says of its own counts for each check: they must not contradict each other.
+    let running = server.filter(|server| server.runs());
     vec![
         user(),
         accelerator(settings),
@@ -178,9 +159,9 @@ fn checks(settings: &Settings) -> Vec<Check> {
         filter(settings),
         firewall(),
         forwarding(),
-        port(settings),
-        services::listeners(settings),
-        services::addresses(settings),
+        port(settings, running),
+        services::listeners(settings, running),
+        services::addresses(settings, running),
         services::egress(settings),
         services::names(settings),
         installation_key(&settings.data_dir),
@@ -378,10 +359,10 @@ fn forwarding() -> Check {
     }
 }
 
-fn port(settings: &Settings) -> Check {
+fn port(settings: &Settings, server: Option<&Server>) -> Check {
     let name = "port";
-    if let Some(server) = services::running(settings) {
-        return Check::ok(name, format!("{} is served by caddis", server.url));
+    if let Some(server) = server {
+        return Check::ok(name, format!("{} is served by caddis", server.file.url));
     }
     match TcpListener::bind(settings.listen) {
         Ok(_) => Check::ok(name, format!("{} is free", settings.listen)),

@@ -77,12 +77,7 @@ pub async fn run(arguments: HostArguments) -> Result<ExitCode> {
     }
 }
 
-/// A client of the server that runs with this data directory.
-pub fn client(data_dir: &Path) -> Result<Client> {
-    Ok(server(data_dir)?.0)
-}
-
-/// The same, and the host that the server runs on.
+/// A client of the server that runs with this data directory, and the host that it runs on.
 fn server(data_dir: &Path) -> Result<(Client, Option<String>)> {
     let file = data_dir.join(SERVER_FILE);
     let text = std::fs::read(&file).map_err(|error| match error.kind() {

@@ -37,6 +37,7 @@ use crate::{
     settings::{LogFormat, ServeArguments, Settings, default_volume_gib},
 };
 use private::OwnNetworks;
+pub(crate) use traffic::CANNOT_ANSWER;
 use traffic::Traffic;
 use wireguard::WireGuard;
 

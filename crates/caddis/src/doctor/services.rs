@@ -8,13 +8,15 @@ use std::{
     time::Duration,
 };
 
-use caddis_cli::{SERVER_FILE, ServerFile};
 use ipnet::IpNet;
 use nix::ifaddrs::getifaddrs;
 use socket2::{Domain, Socket, Type};
 
-use super::Check;
-use crate::settings::{Settings, of_links};
+use super::{Check, server::Server};
+use crate::{
+    serve::CANNOT_ANSWER,
+    settings::{Settings, of_links},
+};
 
 /// How long a name may take to resolve.
 const RESOLVE: Duration = Duration::from_secs(3);
@@ -22,21 +24,25 @@ const RESOLVE: Duration = Duration::from_secs(3);
 const CONNECT: Duration = Duration::from_secs(1);
 
 /// The listeners that all apps share.
-pub(super) fn listeners(settings: &Settings) -> Check {
+pub(super) fn listeners(settings: &Settings, server: Option<&Server>) -> Check {
     let name = "services";
     let traffic = &settings.traffic;
     let listeners = [traffic.http_listen, traffic.https_listen];
     let [http, https] = listeners;
-    if let Some(server) = running(settings) {
+    let mend = "free it, or choose another with --http-listen or --https-listen";
+    if let Some(server) = server {
+        let told: Vec<_> = of_listeners(server).filter(|(app, _)| app.is_none()).collect();
+        if !told.is_empty() {
+            return Check::warning(name, lines(&told), mend);
+        }
         // Whatever flags and settings it was started with.
-        return match server.services[..] {
+        return match server.file.services[..] {
             [http, https] => Check::ok(name, format!("{http} and {https} are the server's")),
             _ => Check::ok(name, "the server has none, or does not say: see its log"),
         };
     }
     for (address, is_default) in listeners.into_iter().zip(traffic.are_defaults) {
         let Err(error) = TcpListener::bind(address) else { continue };
-        let mend = "free it, or choose another with --http-listen or --https-listen";
         return if is_default {
             let text = "the server starts without it, and services on it don't answer";
             Check::warning(name, format!("{address}: {error}; {text}"), mend)
@@ -48,7 +54,7 @@ pub(super) fn listeners(settings: &Settings) -> Check {
 }
 
 /// The addresses that apps can have as their own.
-pub(super) fn addresses(settings: &Settings) -> Check {
+pub(super) fn addresses(settings: &Settings, server: Option<&Server>) -> Check {
     let name = "addresses of apps";
     let prefixes = &settings.traffic.public_addresses;
     if let Some((prefix, ip, link)) = prefixes.iter().find_map(of_a_link) {
@@ -59,7 +65,7 @@ pub(super) fn addresses(settings: &Settings) -> Check {
         );
     }
     // Without a server only those of loopback are the host's.
-    let is_taken = |prefix: &&IpNet| serves(settings) || prefix.addr().is_loopback();
+    let is_taken = |prefix: &&IpNet| server.is_some() || prefix.addr().is_loopback();
     if let Some(prefix) = prefixes.iter().filter(is_taken).find(|prefix| !is_local(prefix)) {
         return Check::failed(
             name,
@@ -67,8 +73,27 @@ pub(super) fn addresses(settings: &Settings) -> Check {
             "restart caddis serve, which sets the routes again; ip link set lo up",
         );
     }
+    let told = server.into_iter().flat_map(of_listeners).filter(|(app, _)| app.is_some());
+    let told: Vec<_> = told.collect();
+    if !told.is_empty() {
+        return Check::warning(name, lines(&told), "end the program that has the port");
+    }
     let shown: Vec<_> = prefixes.iter().map(ToString::to_string).collect();
     Check::ok(name, shown.join(", "))
+}
+
+/// What a server says of ports that it can't listen to, each with the app that it is for; none for
+/// the listeners that all apps share.
+fn of_listeners(server: &Server) -> impl Iterator<Item = (Option<&str>, &String)> {
+    server.warnings().iter().filter_map(|text| {
+        let (whose, _) = text.split_once(CANNOT_ANSWER)?;
+        Some((whose.strip_prefix("app "), text))
+    })
+}
+
+fn lines(told: &[(Option<&str>, &String)]) -> String {
+    let texts: Vec<_> = told.iter().map(|(_, text)| text.as_str()).collect();
+    texts.join("; ")
 }
 
 /// The addresses that connections of machines can come from.
@@ -179,16 +204,6 @@ fn of_domain(domain: &str, resolves: bool) -> Check {
     }
 }
 
-fn serves(settings: &Settings) -> bool {
-    running(settings).is_some()
-}
-
-/// The server that runs with the data directory, if one does.
-pub(super) fn running(settings: &Settings) -> Option<ServerFile> {
-    let text = std::fs::read(settings.data_dir.join(SERVER_FILE)).ok()?;
-    serde_json::from_slice(&text).ok()
-}
-
 /// An address of the prefix that a link of the host has, and the link.
 fn of_a_link(prefix: &IpNet) -> Option<(IpNet, IpAddr, String)> {
     let mut links = of_links();
@@ -231,7 +246,10 @@ fn resolves(name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::Status, *};
+    use super::{
+        super::{Status, server::tests::answering},
+        *,
+    };
     use crate::settings::ServeArguments;
 
     fn settings(prefixes: &[&str], http: Option<SocketAddr>) -> (tempfile::TempDir, Settings) {
@@ -252,33 +270,51 @@ mod tests {
     fn a_port_that_something_has_is_told_and_fails_where_it_was_chosen() {
         let taken = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = taken.local_addr().unwrap();
-        let (directory, mut settings) = settings(&[], Some(address));
-        let found = listeners(&settings);
+        let (_directory, mut settings) = settings(&[], Some(address));
+        let found = listeners(&settings, None);
         assert_eq!(found.status, Status::Failed);
         assert!(found.message.contains(&address.to_string()), "{}", found.message);
         settings.traffic.are_defaults[0] = true;
-        assert_eq!(listeners(&settings).status, Status::Warning);
+        assert_eq!(listeners(&settings, None).status, Status::Warning);
         // It is its own then.
         let (http, https) = ("192.0.2.1:80", "192.0.2.1:443");
-        let server = serde_json::json!({ "url": "http://x", "services": [http, https] });
-        std::fs::write(directory.path().join(SERVER_FILE), server.to_string()).unwrap();
-        let found = listeners(&settings);
+        let found = listeners(&settings, Some(&answering(&[http, https], &[])));
         assert_eq!(found.status, Status::Ok);
         assert!(found.message.contains(http) && found.message.contains(https), "{found:?}");
-        std::fs::remove_file(directory.path().join(SERVER_FILE)).unwrap();
         drop(taken);
-        assert_eq!(listeners(&settings).status, Status::Ok);
+        assert_eq!(listeners(&settings, None).status, Status::Ok);
+    }
+
+    #[test]
+    fn what_the_server_warns_of_is_told_by_the_check_that_it_is_about() {
+        let (_directory, settings) = settings(&["127.64.0.0/16"], None);
+        let of_all = format!("services{CANNOT_ANSWER}127.0.0.1:80: Address in use; trying again");
+        let of_one = format!("app a{CANNOT_ANSWER}127.64.0.1:5432: Address in use; trying again");
+        let (of_all, of_one) = (of_all.as_str(), of_one.as_str());
+        for (warnings, expected) in [
+            (&["the disk is full"][..], [None, None]),
+            (&[of_all], [Some(of_all), None]),
+            (&[of_one], [None, Some(of_one)]),
+            (&["the disk is full", of_one, of_all], [Some(of_all), Some(of_one)]),
+        ] {
+            let server = answering(&["127.0.0.1:80", "127.0.0.1:443"], warnings);
+            let checks = [listeners(&settings, Some(&server)), addresses(&settings, Some(&server))];
+            for (found, expected) in checks.iter().zip(expected) {
+                match expected {
+                    Some(text) => {
+                        assert_eq!((found.status, &*found.message), (Status::Warning, text));
+                    }
+                    None => assert_eq!(found.status, Status::Ok, "{found:?}"),
+                }
+            }
+        }
     }
 
     #[test]
     fn addresses_of_apps_are_no_links_and_the_hosts_once_a_server_runs() {
         let of = |prefix: &str, runs: bool| {
-            let (directory, settings) = settings(&[prefix], None);
-            if runs {
-                std::fs::write(directory.path().join(SERVER_FILE), r#"{"url":"http://x"}"#)
-                    .unwrap();
-            }
-            addresses(&settings).status
+            let (_directory, settings) = settings(&[prefix], None);
+            addresses(&settings, runs.then(|| answering(&[], &[])).as_ref()).status
         };
         assert_eq!(of("127.64.0.0/16", true), Status::Ok);
         assert_eq!(of("127.0.0.0/8", false), Status::Warning, "lo has 127.0.0.1");

@@ -4,18 +4,19 @@ use std::net::IpAddr;
 
 use caddis_wireguard::open_socket;
 
-use super::{Check, services};
+use super::{Check, server::Server};
 use crate::settings::{Settings, of_links};
 
 /// The port, and addresses of the host that are those of private networks; none where the server is
 /// not to listen.
-pub(super) fn check(settings: &Settings) -> Option<Check> {
-    check_on(settings, of_links())
+pub(super) fn check(settings: &Settings, server: Option<&Server>) -> Option<Check> {
+    check_on(settings, server, of_links())
 }
 
 /// The same on a host whose links have these addresses.
 fn check_on(
     settings: &Settings,
+    server: Option<&Server>,
     mut links: impl Iterator<Item = (IpAddr, String)>,
 ) -> Option<Check> {
     let name = "WireGuard";
@@ -28,7 +29,7 @@ fn check_on(
         ));
     }
     let listen = wireguard.listen;
-    if services::running(settings).is_some() {
+    if server.is_some_and(Server::runs) {
         return Some(Check::ok(name, format!("the server has UDP {listen}")));
     }
     Some(match open_socket(listen) {
@@ -55,9 +56,12 @@ fn is_in_the_way(address: IpAddr, link: &str) -> bool {
 mod tests {
     use std::{iter, net::UdpSocket};
 
-    use caddis_cli::SERVER_FILE;
+    use caddis_client::ClientError;
 
-    use super::{super::Status, *};
+    use super::{
+        super::{Status, server::tests::answering},
+        *,
+    };
     use crate::settings::ServeArguments;
 
     fn settings(data_dir: &std::path::Path, listen: &UdpSocket) -> Settings {
@@ -74,17 +78,21 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let taken = UdpSocket::bind("127.0.0.1:0").unwrap();
         let settings = settings(directory.path(), &taken);
-        let status = || check_on(&settings, iter::empty()).unwrap();
-        let found = status();
+        let status = |server: Option<&Server>| check_on(&settings, server, iter::empty()).unwrap();
+        let found = status(None);
         assert_eq!(found.status, Status::Failed);
         assert!(found.message.contains("the server does not start"), "{}", found.message);
-        std::fs::write(directory.path().join(SERVER_FILE), r#"{"url":"http://x"}"#).unwrap();
-        assert_eq!(status().status, Status::Ok);
-        std::fs::remove_file(directory.path().join(SERVER_FILE)).unwrap();
+        let server = answering(&[], &[]);
+        assert_eq!(status(Some(&server)).status, Status::Ok);
+        // One that was killed has no port any more: another program has it.
+        let (url, reason) = ("http://x".to_owned(), "connection refused".to_owned());
+        let status_of_none = Err(ClientError::Unreachable { url, reason });
+        let killed = Server { status: status_of_none, ..server };
+        assert_eq!(status(Some(&killed)).status, Status::Failed);
         drop(taken);
-        assert_eq!(status().status, Status::Ok);
+        assert_eq!(status(None).status, Status::Ok);
         let without = Settings { wireguard: None, ..settings.clone() };
-        assert!(check_on(&without, iter::empty()).is_none());
+        assert!(check_on(&without, None, iter::empty()).is_none());
     }
 
     #[test]
@@ -95,7 +103,7 @@ mod tests {
         drop(free);
         let of = |address: &str, link: &str| {
             let links = [(address.parse().unwrap(), link.to_owned())];
-            check_on(&settings, links.into_iter()).unwrap()
+            check_on(&settings, None, links.into_iter()).unwrap()
         };
         let found = of("fdaa:0:5::1", "wg0");
         assert_eq!(found.status, Status::Warning);

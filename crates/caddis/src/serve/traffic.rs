@@ -114,6 +114,10 @@ fn shown(at: SystemTime) -> String {
     time::milliseconds(UnixMillis::new(milliseconds).into())
 }
 
+/// What stands between whose services a warning is about, "services" or "app NAME", and the address.
+/// `caddis doctor` looks for it.
+pub const CANNOT_ANSWER: &str = " can't answer on ";
+
 struct ProxyInfo {
     proxy: Arc<Proxy>,
 }
@@ -129,7 +133,7 @@ impl TrafficInfo for ProxyInfo {
         let warning = |listener: ListenerStatus| {
             let ListenerStatus { app, address, error, .. } = listener;
             let whose = app.map_or_else(|| "services".to_owned(), |app| format!("app {app}"));
-            Some(format!("{whose} can't answer on {address}: {}; trying again", error?))
+            Some(format!("{whose}{CANNOT_ANSWER}{address}: {}; trying again", error?))
         };
         self.proxy.listeners().into_iter().filter_map(warning).collect()
     }
