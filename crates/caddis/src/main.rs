@@ -80,7 +80,7 @@ fn main() -> ExitCode {
         .bin("caddis")
         .completer("caddis")
         .complete();
-    let arguments = match Caddis::try_parse() {
+    let arguments = match caddis_cli::parse::<Caddis>(std::env::args_os()) {
         Ok(arguments) => arguments,
         Err(error) => return caddis_cli::report_usage(&error),
     };
@@ -88,7 +88,7 @@ fn main() -> ExitCode {
         let words =
             ["caddis"].into_iter().chain(command.iter().map(String::as_str)).chain(["--help"]);
         // What is asked for this way comes as an error.
-        return Caddis::try_parse_from(words)
+        return caddis_cli::parse::<Caddis>(words)
             .map_or_else(|error| caddis_cli::report_usage(&error), |_| ExitCode::FAILURE);
     }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {

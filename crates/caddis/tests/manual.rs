@@ -46,6 +46,21 @@ fn each_code_of_the_proxy_is_explained_with_its_status() {
     }
 }
 
+#[test]
+fn negative_values_of_the_servers_own_flags_are_told_as_such() {
+    for (line, expected) in [
+        ("serve --memory-mb -5", "error: --memory-mb must not be negative, got: -5"),
+        ("serve --pool -1", "error: --pool must not be negative, got: -1"),
+        ("doctor --volume-gb -2", "error: --volume-gb must not be negative, got: -2"),
+        ("host drain --timeout -1", "error: --timeout must not be negative, got: -1"),
+        ("doctor --cpu-overcommit -1", "Error: the CPU overcommit factor must be above 0"),
+    ] {
+        let output = caddis().args(line.split(' ')).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(!output.status.success() && said.starts_with(expected), "{line}: {said}");
+    }
+}
+
 /// `CADDIS_BLESS=1` writes them.
 #[test]
 fn the_pages_of_the_commands_are_what_help_says() {

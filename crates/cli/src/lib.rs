@@ -13,6 +13,7 @@ mod connection;
 mod environment;
 mod error;
 mod globals;
+mod numbers;
 mod organization;
 mod printer;
 mod progress;
@@ -38,6 +39,7 @@ pub use connection::{SERVER_FILE, ServerFile};
 pub use environment::Environment;
 pub use error::CliError;
 pub use globals::Globals;
+pub use numbers::parse;
 pub use printer::{OutputTail, Printer};
 pub use run::{Usage, execute, report_usage, run};
 

@@ -5,7 +5,7 @@ use std::{future::Future, process::ExitCode};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
-    CliError, Command, Environment, Globals, Printer, commands,
+    CliError, Command, Environment, Globals, Printer, commands, numbers,
     report::{INTERRUPTED, report},
     session::Session,
     suggest, unavailable,
@@ -77,7 +77,10 @@ impl Usage {
             Some(ContextValue::String(word)) => unavailable::advice(word),
             _ => None,
         };
-        let text = unknown.map_or_else(|| error.render(), Into::into);
+        let text = match unknown {
+            Some(text) => text.into(),
+            None => numbers::refused(error).as_ref().unwrap_or(error).render(),
+        };
         Self { code: u8::from(!helps), text }
     }
 }

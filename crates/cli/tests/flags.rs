@@ -3,7 +3,17 @@
 
 use std::any::TypeId;
 
-use clap::{Arg, ArgAction, Args as _, Command, Subcommand as _};
+use caddis_cli::Usage;
+use clap::{Arg, ArgAction, Args as _, Command, Parser, Subcommand as _};
+
+#[derive(Parser)]
+#[command(name = "caddis")]
+struct Cli {
+    #[command(flatten)]
+    _globals: caddis_cli::Globals,
+    #[command(subcommand)]
+    _command: caddis_cli::Command,
+}
 
 struct Row {
     command: &'static str,
@@ -154,4 +164,96 @@ fn nothing_is_in_the_table_twice() {
     for row in rows() {
         assert!(seen.insert((row.command, row.flag)), "{} --{}", row.command, row.flag);
     }
+}
+
+/// What help calls values that are no numbers. Whatever has another name is one.
+const TEXTS: &[&str] = &[
+    "ACTION",
+    "ADDRESS",
+    "ARGUMENT",
+    "BOOL",
+    "CHOICE",
+    "CIDR",
+    "CODE",
+    "COMMAND",
+    "DIR",
+    "FILE",
+    "GROUP",
+    "ID",
+    "IDS",
+    "IMAGE",
+    "INTERVAL",
+    "JSON",
+    "KEY=VALUE",
+    "KIND",
+    "LABEL",
+    "MACHINE",
+    "NAME",
+    "NAME=VALUE",
+    "ORG",
+    "PATH",
+    "PATH=FILE",
+    "PATH=SECRET",
+    "PATH=TEXT",
+    "POLICY",
+    "PORT",
+    "PRESET",
+    "PROGRAM",
+    "REGION",
+    "REGIONS",
+    "RULE",
+    "SLUG",
+    "SNAPSHOT",
+    "TARGET",
+    "TEXT",
+    "TOKEN",
+    "TYPE",
+    "URL",
+    "VOLUME",
+    "VOLUME:PATH",
+    "VOLUME[:PATH]",
+    "WEIGHTS",
+    "WHEN",
+];
+
+/// Calls `each` with all commands that do something, and their words.
+fn walk(command: &Command, words: &[String], each: &mut impl FnMut(&Command, &[String])) {
+    if !command.has_subcommands() {
+        each(command, words);
+    }
+    for below in command.get_subcommands() {
+        walk(below, &[words, &[below.get_name().to_owned()]].concat(), each);
+    }
+}
+
+#[test]
+fn a_negative_value_of_any_flag_that_takes_a_number_is_told_as_negative() {
+    let (mut tried, mut wrong) = (0, Vec::new());
+    walk(&caddis(), &["caddis".to_owned()], &mut |command, words| {
+        for argument in command.get_arguments().filter(|one| one.get_action().takes_values()) {
+            let name = argument.get_value_names().unwrap_or_default().first();
+            let (Some(long), Some(name)) = (argument.get_long(), name) else { continue };
+            let is_named_after_the_flag = name.eq_ignore_ascii_case(&long.replace('-', "_"));
+            let is_number = kind(argument) == "int"
+                || (!is_named_after_the_flag && !TEXTS.contains(&name.as_str()));
+            // The command itself says what is wrong with it.
+            if !is_number || long == "vm-cpus" {
+                continue;
+            }
+            let short = argument.get_short().map(|short| format!("-{short}"));
+            for flag in short.into_iter().chain([format!("--{long}")]) {
+                tried += 1;
+                let line = words.iter().cloned().chain([flag.clone(), "-5".to_owned()]);
+                let said = match caddis_cli::parse::<Cli>(line) {
+                    Ok(_) => "nothing".to_owned(),
+                    Err(error) => Usage::of(&error).text.to_string(),
+                };
+                if !said.starts_with(&format!("error: --{long} must not be negative, got: -5")) {
+                    wrong.push(format!("{} {flag} <{name}>: {said}", words.join(" ")));
+                }
+            }
+        }
+    });
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(tried > 30, "{tried}");
 }

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use caddis_cli::{Command, Environment, Globals, OutputTail, Printer, Usage, execute};
+use caddis_cli::{Command, Environment, Globals, OutputTail, Printer, Usage, execute, parse};
 use caddis_testkit::fake::{FakeOptions, FakeServer};
 use clap::Parser;
 use regex::{Captures, Regex};
@@ -147,7 +147,7 @@ impl Stand {
         interrupt: impl FnOnce(OutputTail) -> F,
     ) -> Outcome {
         let words = shell_words::split(line).unwrap();
-        let cli = match Cli::try_parse_from(["caddis".to_owned()].into_iter().chain(words)) {
+        let cli = match parse::<Cli>(["caddis".to_owned()].into_iter().chain(words)) {
             Ok(cli) => cli,
             Err(error) => {
                 // As `report_usage` has it.

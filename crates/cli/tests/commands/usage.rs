@@ -66,6 +66,49 @@ async fn what_is_wrong_ends_with_1_and_help_with_0() {
 }
 
 #[tokio::test]
+async fn a_negative_number_is_told_as_such_and_a_flag_is_no_number() {
+    let stand = Stand::with_app().await;
+    assert_snapshot!(stand.run("machine run web -a shop --memory -5").await, @"
+    exit code 1
+    ----- stderr -----
+    error: --vm-memory must not be negative, got: -5
+
+    For more information, try '--help'.
+    ");
+    assert_snapshot!(stand.run("volumes create data -a shop -s -3gb").await, @"
+    exit code 1
+    ----- stderr -----
+    error: --size must not be negative, got: -3gb
+
+    For more information, try '--help'.
+    ");
+    assert_snapshot!(stand.run("volumes create data -a shop --count --yes").await, @"
+    exit code 1
+    ----- stderr -----
+    error: a value is required for '--count <COUNT>' but none was supplied
+
+    For more information, try '--help'.
+    ");
+    // Its own limit is told with more.
+    assert_snapshot!(stand.run("machine run web -a shop --vm-cpus -2").await, @"
+    exit code 1
+    ----- stderr -----
+    Error: --vm-cpus must be greater than zero, got: -2
+    ");
+    assert_snapshot!(stand.run("machine list -5").await, @"
+    exit code 1
+    ----- stderr -----
+    error: unexpected argument '-5' found
+
+      tip: to pass '-5' as a value, use '-- -5'
+
+    Usage: caddis machine list [OPTIONS]
+
+    For more information, try '--help'.
+    ");
+}
+
+#[tokio::test]
 async fn organizations_are_listed_and_chosen() {
     let stand = Stand::new().await;
     assert_snapshot!(stand.run("orgs list").await, @"
