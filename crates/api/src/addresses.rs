@@ -28,6 +28,13 @@ pub struct IpAssignment {
     pub machines: Option<Vec<EgressPorts>>,
 }
 
+/// What there is to say of an address that was released. Caddis extension.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ReleasedIp {
+    /// What does not work any more without it.
+    pub warnings: Vec<String>,
+}
+
 /// The ports of an egress address that one machine has.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct EgressPorts {

@@ -5,6 +5,7 @@ mod files;
 mod flags;
 mod guest;
 mod ports;
+mod services;
 pub mod size;
 
 use std::path::Path;
@@ -17,6 +18,7 @@ use crate::{CliError, words};
 
 pub use flags::{BuildFlags, MachineFlags, VmFlags};
 pub use guest::{check as check_guest, presets};
+pub use services::without_effect;
 
 /// Where a machine's configuration names those it stands in for.
 const STANDBY_FOR: &str = "FLY_STANDBY_FOR";
@@ -181,7 +183,7 @@ fn apply(
     files::read_local(config, directory)?;
     files::add(config, flags, directory)?;
     ports::add(config, &flags.port)?;
-    set_services(config, flags)?;
+    services::set(config, flags)?;
     if let Some(ids) = &flags.standby_for {
         set_standbys(config, ids);
     }
@@ -237,9 +239,6 @@ fn set_restart(config: &mut Map<String, Value>, flags: &MachineFlags) -> Result<
 fn set_disks(config: &mut Map<String, Value>, flags: &MachineFlags) -> Result<(), CliError> {
     let parse = |flag: &str, text: &str, unit: u64| match size::parse(text, unit) {
         Some(size) => Ok(size),
-        None if text.trim_start().starts_with('-') => {
-            Err(CliError::new(format!("{flag} must not be negative")))
-        }
         None => Err(CliError::new(format!("invalid size '{text}' for {flag}: write 10 or 10gb"))),
     };
     if let Some(persist) = &flags.rootfs_persist {
@@ -266,39 +265,6 @@ fn set_disks(config: &mut Map<String, Value>, flags: &MachineFlags) -> Result<()
         match parse("--cachedrive-size", text, 1 << 20)? {
             0 => drop(config.remove("cache_drive")),
             size => drop(object(config, "cache_drive").insert("size_mb".to_owned(), json!(size))),
-        }
-    }
-    Ok(())
-}
-
-fn set_services(config: &mut Map<String, Value>, flags: &MachineFlags) -> Result<(), CliError> {
-    let autostop = match flags.autostop.as_deref() {
-        None => None,
-        Some("off" | "false") => Some(json!(false)),
-        Some("stop" | "true") => Some(json!(true)),
-        Some("suspend") => Some(json!("suspend")),
-        Some(other) => {
-            return Err(CliError::new(format!(
-                "invalid autostop '{other}': use off, stop or suspend"
-            )));
-        }
-    };
-    for service in config.get_mut("services").and_then(Value::as_array_mut).into_iter().flatten() {
-        if let Some(autostop) = &autostop {
-            service["autostop"] = autostop.clone();
-        }
-        if let Some(autostart) = flags.autostart {
-            service["autostart"] = json!(autostart);
-        }
-        // The server reads times, and says what is wrong with one.
-        for (name, time) in [("idle_timeout", &flags.idle_timeout), ("max_drain", &flags.max_drain)]
-        {
-            if let Some(time) = time {
-                service[name] = json!(time);
-            }
-        }
-        if let Some(count) = flags.min_machines_running {
-            service["min_machines_running"] = json!(count);
         }
     }
     Ok(())

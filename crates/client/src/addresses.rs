@@ -1,8 +1,9 @@
 //! Addresses of apps.
 
 use caddis_api::addresses::{
-    AssignIpReply, AssignIpRequest, EgressIp, EgressIps, IpAssignment, IpAssignments,
+    AssignIpReply, AssignIpRequest, EgressIp, EgressIps, IpAssignment, IpAssignments, ReleasedIp,
 };
+use reqwest::StatusCode;
 
 use crate::{Client, ClientError, transport::Request};
 
@@ -31,13 +32,23 @@ impl Client {
         self.read_with(post, request).await
     }
 
-    /// `DELETE /v1/apps/{app}/ip_assignments/{address}`.
+    /// `DELETE /v1/apps/{app}/ip_assignments/{address}`. Gives the warnings: what does not work any
+    /// more without it.
     ///
     /// # Errors
     /// 404 when the app does not have the address.
-    pub async fn release_address(&self, app: &str, address: &str) -> Result<(), ClientError> {
+    pub async fn release_address(
+        &self,
+        app: &str,
+        address: &str,
+    ) -> Result<Vec<String>, ClientError> {
         let request = Request::delete(["v1", "apps", app, "ip_assignments", address]);
-        self.send(&request).await.map(drop)
+        let response = self.send(&request).await?;
+        if response.status() == StatusCode::NO_CONTENT {
+            return Ok(Vec::new());
+        }
+        let released: ReleasedIp = self.decode(&request, response).await?;
+        Ok(released.warnings)
     }
 
     /// `GET /v1/apps/{app}/egress_ips`: of all machines of the app that have some.

@@ -283,7 +283,8 @@ impl Client {
         self.decode(&request, response).await
     }
 
-    async fn decode<T: DeserializeOwned>(
+    /// Reads an answer.
+    pub(crate) async fn decode<T: DeserializeOwned>(
         &self,
         request: &Request<'_>,
         response: Response,

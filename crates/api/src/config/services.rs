@@ -55,11 +55,16 @@ impl Service {
         self.protocol.unwrap_or_default()
     }
 
-    /// Whether one of its ports is served only on an address of the app's own, as those for
+    /// Those of its ports that are served only on an address of the app's own, as those for
     /// datagrams always are.
-    pub fn needs_own_address(&self) -> bool {
+    pub fn own_ports(&self) -> impl Iterator<Item = &ServicePort> {
         let is_udp = self.protocol() == Protocol::Udp;
-        self.ports.iter().flatten().any(|port| is_udp || !port.is_shared())
+        self.ports.iter().flatten().filter(move |port| is_udp || !port.is_shared())
+    }
+
+    /// Whether there is such a port.
+    pub fn needs_own_address(&self) -> bool {
+        self.own_ports().next().is_some()
     }
 
     /// What becomes of the machine without traffic, with the default applied.
@@ -146,6 +151,19 @@ pub enum PortHandler {
     ProxyProto,
     /// Nothing; the same as no handler.
     Tcp,
+}
+
+impl PortHandler {
+    /// As it is written.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Tls => "tls",
+            Self::PgTls => "pg_tls",
+            Self::ProxyProto => "proxy_proto",
+            Self::Tcp => "tcp",
+        }
+    }
 }
 
 /// Options of the `http` handler.

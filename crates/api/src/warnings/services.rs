@@ -53,6 +53,9 @@ fn of_service(field: &str, config: &MachineConfig, service: &Service, told: &mut
         _ if has_schedule => Some("it has a schedule"),
         (Protocol::Udp, _) => Some("datagrams start no machine"),
         (Protocol::Tcp, false) => Some("autostart is false"),
+        (Protocol::Tcp, true) if service.ports.iter().flatten().next().is_none() => {
+            Some("the service has no ports")
+        }
         (Protocol::Tcp, true) => None,
     };
     if let Some(reason) = why_not_started {
@@ -71,6 +74,18 @@ fn of_service(field: &str, config: &MachineConfig, service: &Service, told: &mut
 }
 
 fn of_port(field: &str, port: &ServicePort, told: &mut Vec<String>) {
+    // Which come first does not matter, and none acts twice.
+    let handlers = port.handlers.as_deref().unwrap_or_default();
+    let mut repeated = Vec::new();
+    for (at, handler) in handlers.iter().enumerate() {
+        if handlers[..at].contains(handler) && !repeated.contains(handler) {
+            repeated.push(*handler);
+            told.push(format!("{field}.handlers has {} more than once", handler.as_str()));
+        }
+    }
+    if handlers.contains(&PortHandler::Tcp) && handlers.iter().any(|one| *one != PortHandler::Tcp) {
+        told.push(format!("{field}.handlers: tcp has no effect beside others"));
+    }
     let tls = port.has(PortHandler::Tls) || port.has(PortHandler::PgTls);
     for (name, is_given, acts, handler) in [
         ("http_options", port.http_options.is_some(), port.has(PortHandler::Http), "http"),
@@ -133,7 +148,12 @@ mod tests {
             (json!({ "autostop": "stop", "autostart": false }), "autostart is false"),
             (json!({ "protocol": "udp", "autostop": "stop" }), "datagrams start no machine"),
             (
-                json!({ "autostop": "stop", "idle_timeout": "30s", "max_drain": "1m" }),
+                json!({ "autostop": "stop", "ports": [] }),
+                "start it again: the service has no ports",
+            ),
+            (
+                json!({ "autostop": "stop", "idle_timeout": "30s", "max_drain": "1m",
+                    "ports": [{ "port": 80 }] }),
                 "max_drain has no effect with idle_timeout",
             ),
             (
@@ -147,6 +167,18 @@ mod tests {
             (
                 json!({ "ports": [{ "port": 1, "proxy_proto_options": {} }] }),
                 "proxy_proto_options has no effect without the handler proxy_proto",
+            ),
+            (
+                json!({ "ports": [{ "port": 1, "handlers": ["http", "tls", "http", "http"] }] }),
+                "config.services[0].ports[0].handlers has http more than once",
+            ),
+            (
+                json!({ "ports": [{ "port": 1, "handlers": ["proxy_proto", "proxy_proto"] }] }),
+                "config.services[0].ports[0].handlers has proxy_proto more than once",
+            ),
+            (
+                json!({ "ports": [{ "port": 1, "handlers": ["tcp", "http"] }] }),
+                "handlers: tcp has no effect beside others",
             ),
             (
                 json!({ "checks": [{ "type": "tcp", "path": "/" }] }),
@@ -202,7 +234,8 @@ mod tests {
     fn a_machine_that_is_not_stopped_when_idle_or_that_traffic_does_not_start_is_told() {
         let with = |autostop: &str, more: Value| {
             let mut config = json!({
-                "services": [{ "internal_port": 80, "autostop": autostop, "autostart": true }],
+                "services": [{ "internal_port": 80, "autostop": autostop, "autostart": true,
+                    "ports": [{ "port": 80 }] }],
             });
             config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
             told(config)
@@ -230,6 +263,12 @@ mod tests {
                 "tls_skip_verify": true }] });
         assert_eq!(of_one(whole), [""; 0]);
         assert_eq!(of_one(json!({ "autostop": false, "autostart": false })), [""; 0]);
+        // Connections to the machine begin with the client's address, and requests follow.
+        for handlers in [json!(["proxy_proto", "http"]), json!(["tls", "http", "proxy_proto"])] {
+            let port = json!({ "port": 80, "handlers": handlers,
+                "proxy_proto_options": { "version": "v2" }, "http_options": {} });
+            assert_eq!(of_one(json!({ "ports": [port] })), [""; 0]);
+        }
         assert_eq!(of_one(json!({ "protocol": "udp", "autostart": true })), [""; 0]);
     }
 }

@@ -65,6 +65,20 @@ async fn addresses_are_allocated_listed_and_released() {
 }
 
 #[tokio::test]
+async fn what_can_not_be_reached_without_an_address_is_told_when_it_is_released() {
+    let stand = Stand::with_app().await;
+    stand.machine_with("db --detach -p 5432").await;
+    assert_snapshot!(stand.run("ips release -a shop 127.64.0.1").await, @"
+    exit code 0
+    ----- stdout -----
+    Released 127.64.0.1 from shop
+
+    ----- stderr -----
+    Warning: services on ports 5432 can't be reached any more: the app has no address of its own left, 'caddis ips allocate-v4' allocates one
+    ");
+}
+
+#[tokio::test]
 async fn egress_addresses_of_an_app_are_allocated_listed_and_released() {
     let stand = Stand::with_app().await;
     assert_snapshot!(stand.run("ips allocate-egress -a shop -r local").await, @"

@@ -27,6 +27,33 @@ async fn machines_are_held_for_a_time_and_released() {
 }
 
 #[tokio::test]
+async fn flags_about_services_are_told_where_a_machine_has_none() {
+    let stand = Stand::with_app().await;
+    let no = |flag: &str| {
+        format!("Warning: {flag} has no effect: the machine has no services, add one with --port\n")
+    };
+    let flags = "--autostop=stop --autostart --idle-timeout 5m --max-drain 1m";
+    let run = stand.run(&format!("machine run web -a shop --detach {flags}")).await.ok();
+    for flag in ["--autostop", "--autostart", "--idle-timeout", "--max-drain"] {
+        assert!(run.stderr.contains(&no(flag)), "{}", run.stderr);
+    }
+    let id = stand.run("machine list -a shop -q").await.stdout.trim().to_owned();
+    let update = format!("machine update {id} -a shop --yes --min-machines-running 1");
+    let update = stand.run(&update).await.ok();
+    assert!(update.stderr.starts_with(&no("--min-machines-running")), "{}", update.stderr);
+    let served = stand.run(&format!("machine create web -a shop -p 80 {flags}")).await.ok();
+    assert!(!served.stderr.contains("no services"), "{}", served.stderr);
+}
+
+#[tokio::test]
+async fn a_handler_that_is_named_twice_is_told() {
+    let stand = Stand::with_app().await;
+    let run = stand.run("machine create web -a shop -p 80:80/tcp:http:http").await.ok();
+    let expected = "Warning: config.services[0].ports[0].handlers has http more than once\n";
+    assert!(run.stderr.contains(expected), "{}", run.stderr);
+}
+
+#[tokio::test]
 async fn a_hold_needs_a_time_and_a_machine_that_runs() {
     let stand = Stand::with_app().await;
     let id = stand.machine("web").await;

@@ -1,19 +1,24 @@
 //! `/v1/apps/{app}/ip_assignments`: the addresses that an app's services are reached at, and those
 //! that connections of its machines come from.
 
-use std::{collections::HashSet, net::IpAddr};
+use std::{
+    collections::{BTreeSet, HashSet},
+    net::IpAddr,
+};
 
 use axum::{
     Extension, Json,
     extract::{Path, State},
     http::StatusCode,
+    response::{IntoResponse as _, Response},
 };
 use caddis_api::{
     ApiError, AppName, ErrorCode, MachineConfig, NetworkName,
     addresses::{
         AssignIpReply, AssignIpRequest, IpAssignment, IpAssignmentNetwork, IpAssignmentType,
-        IpAssignments,
+        IpAssignments, ReleasedIp,
     },
+    config::{Protocol, ServicePort},
     error::ErrorBody,
     names, time, validate,
 };
@@ -37,6 +42,8 @@ use crate::{
 pub(super) const GLOBAL: &str = "global";
 /// What the reference leaves out where a network is named.
 const DEFAULT_NETWORK: &str = "default";
+/// Ports that a warning names; of more it says how many.
+const MAX_NAMED: usize = 10;
 
 fn show(address: Address) -> IpAssignment {
     let all_regions = address.region.is_empty();
@@ -209,7 +216,8 @@ pub(crate) struct AddressWord {
 
 /// Release an address of an app.
 ///
-/// Connections of machines under an egress address are cut.
+/// Connections of machines under an egress address are cut. Where services of the app were reached
+/// at the address and now are not, the reply has warnings, which is a Caddis extension.
 #[utoipa::path(
     delete,
     path = "/v1/apps/{app_name}/ip_assignments/{ip}",
@@ -218,6 +226,8 @@ pub(crate) struct AddressWord {
     params(AppPath, ("ip" = String, Path, description = "The address")),
     responses(
         (status = 204, description = "Released"),
+        (status = 200, description = "Released, and services can't be reached any more",
+            body = ReleasedIp),
         (status = 400, description = "It is not an address", body = ErrorBody),
         (status = 404, description = "No such app, or it does not have the address",
             body = ErrorBody),
@@ -227,7 +237,7 @@ pub(crate) async fn release(
     State(context): State<Context>,
     app: AppPath,
     Path(AddressWord { ip }): Path<AddressWord>,
-) -> Result<StatusCode, HttpError> {
+) -> Result<Response, HttpError> {
     let ip = address("address", &ip)?;
     let app = app.name()?;
     match context.catalog.release_address(app, ip).await {
@@ -235,9 +245,50 @@ pub(crate) async fn release(
             context.catalog.release_egress(app, ip).await?;
             tell_all(&context).await;
         }
-        released => released?,
+        released => {
+            released?;
+            if let Some(warning) = unreachable(&context, app).await? {
+                return Ok(Json(ReleasedIp { warnings: vec![warning] }).into_response());
+            }
+        }
     }
-    Ok(StatusCode::NO_CONTENT)
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+/// What is to be said where services of an app need an address of its own, and it has none.
+async fn unreachable(context: &Context, app: &str) -> Result<Option<String>, HttpError> {
+    let addresses = context.catalog.addresses_of(app).await?;
+    let is_own = |address: &Address| matches!(address.kind, AddressKind::V4 | AddressKind::V6);
+    if addresses.iter().any(is_own) {
+        return Ok(None);
+    }
+    let mut ports = BTreeSet::new();
+    for shown in context.view.of_app(app).iter().filter(|shown| !is_gone(shown.state())) {
+        let raw = shown.record.machine.config.as_ref();
+        let Some(config) = raw.and_then(|raw| validate::read(raw).ok()) else { continue };
+        for service in config.services.iter().flatten() {
+            let ranges = service.own_ports().filter_map(ServicePort::range);
+            let is_udp = service.protocol() == Protocol::Udp;
+            ports.extend(ranges.map(|(first, last)| (first, last, is_udp)));
+        }
+    }
+    if ports.is_empty() {
+        return Ok(None);
+    }
+    let named = ports.iter().take(MAX_NAMED).map(|(first, last, is_udp)| {
+        let range = if first == last { first.to_string() } else { format!("{first}-{last}") };
+        let protocol = if *is_udp { "/udp" } else { "" };
+        format!("{range}{protocol}")
+    });
+    let mut named: Vec<_> = named.collect();
+    if ports.len() > MAX_NAMED {
+        named.push(format!("{} more", ports.len() - MAX_NAMED));
+    }
+    Ok(Some(format!(
+        "services on ports {} can't be reached any more: the app has no address of its own left, \
+         'caddis ips allocate-v4' allocates one",
+        named.join(", ")
+    )))
 }
 
 fn address(what: &str, text: &str) -> Result<IpAddr, ApiError> {

@@ -238,6 +238,43 @@ async fn a_machine_that_can_not_be_reached_is_made_with_a_warning() {
 }
 
 #[tokio::test]
+async fn an_address_that_services_need_is_released_with_a_warning() {
+    let fixture = with_addresses(&["127.64.0.0/16", "2001:db8::/64"]).await;
+    let release =
+        async |ip: &str| fixture.call(&format!("DELETE /v1/apps/a/ip_assignments/{ip}")).await;
+    assign(&fixture, json!({ "type": "v4" })).await.ok();
+    create(
+        &fixture,
+        json!([{ "internal_port": 80,
+        "ports": [{ "port": 80, "handlers": ["http"] }] }]),
+    )
+    .await;
+    // The shared listeners serve it.
+    assert_eq!(release("127.64.0.1").await.status, StatusCode::NO_CONTENT);
+    let gone = create(&fixture, on_port(6379)).await;
+    create(&fixture, on_port(5432)).await;
+    create(
+        &fixture,
+        json!([{ "internal_port": 53, "protocol": "udp", "ports": [{ "port": 53 }] },
+        { "internal_port": 1, "ports": [{ "start_port": 8000, "end_port": 8010 }] }]),
+    )
+    .await;
+    let id = gone["id"].as_str().unwrap();
+    fixture.call(&format!("DELETE /v1/apps/a/machines/{id}?force=true")).await.ok();
+    fixture.call(&format!("GET /v1/apps/a/machines/{id}/wait?state=destroyed")).await.ok();
+    assign(&fixture, json!({ "type": "v6" })).await.ok();
+    assert_eq!(list(&fixture).await, ["127.64.0.1", "2001:db8::1"]);
+    // They are still reached at the other one.
+    assert_eq!(release("2001:db8::1").await.status, StatusCode::NO_CONTENT);
+    let last = release("127.64.0.1").await.ok();
+    assert_eq!(
+        last,
+        json!({ "warnings": ["services on ports 53/udp, 5432, 8000-8010 can't be reached any more: \
+            the app has no address of its own left, 'caddis ips allocate-v4' allocates one"] })
+    );
+}
+
+#[tokio::test]
 async fn the_addresses_of_an_app_go_with_it() {
     let fixture = with_addresses(&["192.0.2.1/32"]).await;
     assign(&fixture, json!({ "type": "v4" })).await.ok();

@@ -54,11 +54,14 @@ async fn all(app: &AppArgs, addresses: &[String], session: &Session) -> Result<(
     let client = session.client()?;
     let app = session.app(app)?;
     for address in addresses {
-        client
+        let warnings = client
             .release_address(&app, address)
             .await
             .map_err(|error| CliError::attempted(format!("could not release {address}"), error))?;
         session.printer.out(format_args!("Released {address} from {app}"))?;
+        for warning in warnings {
+            session.printer.note(format_args!("Warning: {warning}"))?;
+        }
     }
     Ok(())
 }

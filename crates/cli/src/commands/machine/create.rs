@@ -80,6 +80,7 @@ pub async fn run(create: Create, launched: bool, session: &Session) -> Result<()
     let mut config =
         spec::build(&create.flags, &program, &session.environment.current_directory)?.fields();
     spec::add_mounts(&mut config, &create.volume)?;
+    launch::warn(printer, &config, &create.flags)?;
     let app = choose_app(&create.app, create.org.as_deref(), &client, session).await?;
     volumes::make_missing(session, &client, &app, &config, create.region.as_deref()).await?;
     let standby = spec::is_standby(&config);

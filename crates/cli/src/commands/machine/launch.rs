@@ -5,9 +5,16 @@ use caddis_api::{
     ErrorCode, Machine, MachineId, RawConfig, images::ImageSummary, requests::CreateMachineRequest,
 };
 use caddis_client::{Client, ClientError};
-use serde_json::json;
+use serde_json::{Map, Value, json};
 
-use crate::{CliError, Printer, progress::looking_up, prompt, render::words, session::Session};
+use crate::{
+    CliError, Printer,
+    progress::looking_up,
+    prompt,
+    render::words,
+    session::Session,
+    spec::{self, MachineFlags},
+};
 
 /// Says which machine there is when what makes it is broken off, by an error or by Ctrl-C.
 pub struct Unfinished<'a> {
@@ -35,6 +42,16 @@ impl Drop for Unfinished<'_> {
         // Nobody may be there to read it.
         let _ = self.printer.note(text);
     }
+}
+
+/// Prints which flags leave the configuration as it is, so that the server can't warn of them.
+pub fn warn(
+    printer: &Printer,
+    config: &Map<String, Value>,
+    flags: &MachineFlags,
+) -> std::io::Result<()> {
+    let without_effect = spec::without_effect(config, flags);
+    without_effect.iter().try_for_each(|text| printer.note(format_args!("Warning: {text}")))
 }
 
 /// Makes a machine, and prints what of its configuration has no effect.

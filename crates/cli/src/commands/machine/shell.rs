@@ -75,6 +75,7 @@ pub async fn run(shell: &ShellFlags, fresh: Fresh<'_>, session: &Session) -> Res
     let mut config =
         spec::build(fresh.flags, &program, &session.environment.current_directory)?.fields();
     spec::add_mounts(&mut config, fresh.volumes)?;
+    launch::warn(printer, &config, fresh.flags)?;
     if waits {
         // Until the session comes, which then is what the machine lives for.
         config.insert("init".to_owned(), json!({ "exec": ["sleep", TIMEOUT_SECONDS] }));

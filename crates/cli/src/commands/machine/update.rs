@@ -61,6 +61,7 @@ pub async fn run(update: Update, session: &Session) -> Result<(), CliError> {
     let id = &machine.id;
     let old = machine.config.clone().unwrap_or_default();
     let mut new = changed(&update, &old, session)?;
+    launch::warn(printer, &new, &update.flags)?;
     if new != old.fields() {
         printer.note(format_args!(
             "Configuration changes to be applied to machine: {id} ({})\n",
