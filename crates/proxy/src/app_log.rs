@@ -35,7 +35,7 @@ const COUNTED: usize = 10_000;
 pub struct AppLog {
     lines: mpsc::Sender<Entry>,
     dropped: Arc<AtomicU64>,
-    errors: Mutex<HashMap<(AppName, ErrorCode), Second>>,
+    errors: Mutex<HashMap<(AppName, Option<ErrorCode>), Second>>,
 }
 
 /// Errors within a second.
@@ -101,17 +101,21 @@ impl Journal for AppLog {
             let new = || Second { began: now, count: 0 };
             errors.entry((app.clone(), code)).or_insert_with(new).turn(now)
         };
+        let what = match code {
+            Some(code) => format!("[{code}]"),
+            None => "refused a request:".to_owned(),
+        };
         match turn {
             Turn::Written => {}
             Turn::After(count) => {
-                let text = format!("[{code}] {count} more errors like this in a second");
+                let text = format!("{what} {count} more errors like this in a second");
                 self.push(app.clone(), machine.clone(), true, text);
             }
             Turn::LeftOut => return,
         }
         let text = match request_id {
-            Some(id) => format!("[{code}] {text} (request {id})"),
-            None => format!("[{code}] {text}"),
+            Some(id) => format!("{what} {text} (request {id})"),
+            None => format!("{what} {text}"),
         };
         self.push(app, machine, true, text);
     }
@@ -186,19 +190,29 @@ mod tests {
             text: "no".to_owned(),
         };
         for _ in 0..25 {
-            log.proxy_error(error(ErrorCode::PR01));
+            log.proxy_error(error(Some(ErrorCode::PR01)));
         }
-        log.proxy_error(error(ErrorCode::PR02));
+        log.proxy_error(error(Some(ErrorCode::PR02)));
+        for _ in 0..11 {
+            log.proxy_error(error(None));
+        }
         tokio::time::advance(Duration::from_secs(2)).await;
-        log.proxy_error(error(ErrorCode::PR01));
+        log.proxy_error(error(Some(ErrorCode::PR01)));
+        log.proxy_error(error(None));
         drop(log);
         let mut entries = Vec::new();
         while writer.waiting.recv_many(&mut entries, 100).await > 0 {}
         let lines: Vec<_> = entries.into_iter().map(|entry| entry.line.text).collect();
-        assert_eq!(lines.len(), 13, "{lines:?}");
+        assert_eq!(lines.len(), 25, "{lines:?}");
+        assert_eq!(lines[10..12], ["[PR02] no", "refused a request: no"]);
         assert_eq!(
-            lines[10..],
-            ["[PR02] no", "[PR01] 15 more errors like this in a second", "[PR01] no"]
+            lines[21..],
+            [
+                "[PR01] 15 more errors like this in a second",
+                "[PR01] no",
+                "refused a request: 1 more errors like this in a second",
+                "refused a request: no"
+            ]
         );
     }
 }

@@ -1,5 +1,6 @@
 //! One client connection: TLS, then HTTP or plain bytes.
 
+mod refused;
 mod requests;
 
 use std::{
@@ -123,6 +124,11 @@ impl Connection {
         }
         self.in_progress.fetch_add(1, Ordering::SeqCst);
         InProgress(self.clone())
+    }
+
+    /// Whether no request is in progress, and the client has taken what it was sent.
+    pub(crate) fn has_sent_all(&self) -> bool {
+        self.in_progress.load(Ordering::SeqCst) == 0 && self.blocked().is_none()
     }
 
     /// The guard of the connection tells where in a request it is.

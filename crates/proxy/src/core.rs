@@ -6,7 +6,7 @@ use http::HeaderValue;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    Config, Journal, Machines, ProxyError, Table, app::App, certificates::Certificates,
+    AppName, Config, Journal, Machines, ProxyError, Table, app::App, certificates::Certificates,
     connections::Connections, error::Failure, handshakes::Handshakes, machine::Clock,
 };
 
@@ -43,9 +43,20 @@ impl Core {
         self.journal.proxy_error(ProxyError {
             app: app.name.clone(),
             machine: failure.machine.clone(),
-            code: failure.code,
+            code: Some(failure.code),
             request_id: request_id.map(str::to_owned),
             text: failure.text.clone(),
+        });
+    }
+
+    /// Tells the app's log of a request that was refused by a fault of its own.
+    pub(crate) fn refused(&self, app: &AppName, why: &str, request_id: Option<&str>) {
+        self.journal.proxy_error(ProxyError {
+            app: app.clone(),
+            machine: None,
+            code: None,
+            request_id: request_id.map(str::to_owned),
+            text: why.to_owned(),
         });
     }
 }

@@ -99,8 +99,8 @@ pub struct ProxyError {
     pub app: AppName,
     /// The machine, where there is one to blame.
     pub machine: Option<MachineId>,
-    /// What kind of error.
-    pub code: ErrorCode,
+    /// What kind of error; none where the client's request was at fault, and was refused.
+    pub code: Option<ErrorCode>,
     /// The request, for HTTP: what `fly-request-id` tells the client.
     pub request_id: Option<String>,
     /// What happened.

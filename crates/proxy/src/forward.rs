@@ -41,11 +41,17 @@ use crate::{
     table, tcp,
 };
 
+/// The type of what errors say.
+pub(crate) const PLAIN_TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
+
 /// Why there is no response of a machine.
 enum Refusal {
     Failed(Failure),
-    /// The client's fault, which is no business of the app's log.
+    /// The client's fault.
     Bad(StatusCode, &'static str),
+    /// The body is invalid or not whole. Most such clients have left, which is no business of the
+    /// app's log.
+    Incomplete,
     /// To this address.
     Redirect(HeaderValue),
     /// The machine takes long to start, and the client is a browser.
@@ -121,7 +127,7 @@ pub(crate) fn serve(
 }
 
 /// A new id for a request.
-fn request_id(region: &str) -> HeaderValue {
+pub(crate) fn request_id(region: &str) -> HeaderValue {
     let mut ulid = [0; ulid::ULID_LEN];
     let ulid = ulid::Ulid::new().array_to_str(&mut ulid);
     let mut id = String::with_capacity(ulid.len() + 1 + region.len());
@@ -275,9 +281,7 @@ impl Exchange {
                         return Err(too_slow(&taken.candidate.machine.id).into());
                     }
                     if source.is_broken() {
-                        // By a client that has left, nobody reads it.
-                        let text = "the request's body is invalid or incomplete";
-                        return Err(Refusal::Bad(StatusCode::BAD_REQUEST, text));
+                        return Err(Refusal::Incomplete);
                     }
                     // Nothing of a response came, and it would not be done twice.
                     let is_harmless = (head.method.is_idempotent() && source.can_repeat())
@@ -432,7 +436,18 @@ impl Exchange {
                 let reason = status.canonical_reason().unwrap_or_default();
                 (status, format!("{code}: {reason}\nrequest {}\n", id.unwrap_or_default()))
             }
-            Refusal::Bad(status, text) => (status, format!("{text}\n")),
+            Refusal::Bad(status, text) => {
+                let id = self.request_id.to_str().ok();
+                if let Some(app) = &self.app {
+                    self.core.refused(&app.name, text, id);
+                }
+                (status, format!("{text}\nrequest {}\n", id.unwrap_or_default()))
+            }
+            Refusal::Incomplete => {
+                let id = self.request_id.to_str().unwrap_or_default();
+                let text = format!("the request's body is invalid or incomplete\nrequest {id}\n");
+                (StatusCode::BAD_REQUEST, text)
+            }
             Refusal::Redirect(target) => {
                 response.headers_mut().insert(header::LOCATION, target);
                 (StatusCode::MOVED_PERMANENTLY, String::new())
@@ -455,8 +470,7 @@ impl Exchange {
             }
         };
         *response.status_mut() = status;
-        let text_type = HeaderValue::from_static("text/plain; charset=utf-8");
-        response.headers_mut().insert(header::CONTENT_TYPE, text_type);
+        response.headers_mut().insert(header::CONTENT_TYPE, PLAIN_TEXT);
         *response.body_mut() = AnswerBody::Text(bytes::Bytes::from(text).into());
         response
     }

@@ -2,9 +2,9 @@
 //! request smuggling is made of. Requests are never passed on as bytes, so this is a second line.
 //!
 //! Watches the bytes on their way to the HTTP implementation, follows where heads and bodies end,
-//! and spoils what is refused, so that it is answered with 400 and the connection closed: lines
-//! that end in a bare LF, folded fields, repeated lengths, a length beside an encoding, encodings
-//! other than `chunked`.
+//! and refuses lines that end in a bare LF, folded fields, repeated lengths, a length beside an
+//! encoding, encodings other than `chunked`. Of a head that is refused nothing more is read, so that
+//! whoever has the connection answers 400 and closes it. A body is spoilt, so that its request ends.
 
 use std::{
     future::poll_fn,
@@ -23,6 +23,13 @@ const LINE: usize = 256;
 /// What no implementation takes for a head.
 const SPOILT: &[u8] = b"\0\r\n\r\n";
 
+/// Why a line is refused.
+const BARE_LF: &str = "a line does not end in CR LF";
+const FOLDED: &str = "a header field goes on in another line";
+const LENGTH: &str = "content-length is invalid, repeated, or beside transfer-encoding";
+const ENCODING: &str = "transfer-encoding is not chunked, repeated, or beside content-length";
+const CHUNK: &str = "the size of a chunk is invalid";
+
 /// Where in a connection we are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
@@ -37,8 +44,10 @@ enum State {
     Trailer,
     /// Not HTTP/1, or an upgrade: the rest is passed on unseen.
     Off,
-    /// Something was refused.
-    Refused,
+    /// A head was refused, for this reason.
+    RefusedHead(&'static str),
+    /// A body was refused.
+    RefusedBody,
 }
 
 /// See the module's text.
@@ -65,7 +74,15 @@ impl RequestGuard {
     }
 
     pub(crate) fn has_refused(&self) -> bool {
-        self.state == State::Refused
+        matches!(self.state, State::RefusedHead(_) | State::RefusedBody)
+    }
+
+    /// Why the head that is read was refused, if it was.
+    fn refused_head(&self) -> Option<&'static str> {
+        match self.state {
+            State::RefusedHead(why) => Some(why),
+            _ => None,
+        }
     }
 
     /// Whether all that came are whole requests.
@@ -73,12 +90,13 @@ impl RequestGuard {
         self.state == State::RequestLine && self.line.is_empty()
     }
 
-    /// Looks at what came, and spoils it from where it is refused.
-    pub(crate) fn inspect(&mut self, bytes: &mut [u8]) {
+    /// Looks at what came, and spoils a body from where it is refused. Gives how much may be read:
+    /// all, or of a head that is refused what is before the end of the line.
+    pub(crate) fn inspect(&mut self, bytes: &mut [u8]) -> usize {
         let mut at = 0;
         while at < bytes.len() {
             match self.state {
-                State::Off | State::Refused => return,
+                State::Off | State::RefusedHead(_) | State::RefusedBody => break,
                 State::Body(left) | State::Chunk(left) => {
                     let step = left.min((bytes.len() - at) as u64);
                     at += step as usize;
@@ -104,10 +122,8 @@ impl RequestGuard {
                     }
                     at += part.len();
                     if end.is_some() {
-                        if !self.end_line() {
-                            self.state = State::Refused;
-                            bytes[at..].fill(0);
-                            return;
+                        if let Err(why) = self.end_line() {
+                            return self.refuse(bytes, at, why);
                         }
                         self.is_long = false;
                         at += 1;
@@ -115,27 +131,49 @@ impl RequestGuard {
                 }
             }
         }
+        bytes.len()
     }
 
-    /// Whether the line may stand. Its memory is used for the next one.
-    fn end_line(&mut self) -> bool {
+    /// Refuses what has a line that ends there.
+    #[cold]
+    fn refuse(&mut self, bytes: &mut [u8], at: usize, why: &'static str) -> usize {
+        if !matches!(self.state, State::RequestLine | State::Field) {
+            self.state = State::RefusedBody;
+            bytes[at..].fill(0);
+            return bytes.len();
+        }
+        // Whoever reads has to see that something began: else it is the end of the connection.
+        let is_blank = self.state == State::RequestLine && self.line.is_empty();
+        self.state = State::RefusedHead(why);
+        if is_blank {
+            bytes[at] = b'X';
+        }
+        at + usize::from(is_blank)
+    }
+
+    /// Whether the line may stand. Then its memory is used for the next one.
+    fn end_line(&mut self) -> Result<(), &'static str> {
         let mut line = mem::take(&mut self.line);
-        let may_stand = line.strip_suffix(b"\r").is_some_and(|line| self.may_stand(line));
-        line.clear();
+        let may_stand = match line.strip_suffix(b"\r") {
+            Some(line) => self.may_stand(line),
+            None => Err(BARE_LF),
+        };
+        if may_stand.is_ok() {
+            line.clear();
+        }
         self.line = line;
         may_stand
     }
 
-    fn may_stand(&mut self, line: &[u8]) -> bool {
+    fn may_stand(&mut self, line: &[u8]) -> Result<(), &'static str> {
         match self.state {
-            State::RequestLine if line.is_empty() => true,
+            State::RequestLine if line.is_empty() => {}
             State::RequestLine => {
                 self.length = None;
                 self.is_chunked = false;
                 self.is_upgrade = line.starts_with(b"CONNECT ");
                 let is_h2 = line == b"PRI * HTTP/2.0";
                 self.state = if is_h2 { State::Off } else { State::Field };
-                true
             }
             State::Field if line.is_empty() => {
                 self.state = match (self.is_upgrade, self.is_chunked, self.length) {
@@ -144,9 +182,8 @@ impl RequestGuard {
                     (_, _, None | Some(0)) => State::RequestLine,
                     (_, _, Some(length)) => State::Body(length),
                 };
-                true
             }
-            State::Field => self.field(line),
+            State::Field => return self.field(line),
             State::ChunkSize => {
                 let digits = line.split(|byte| *byte == b';').next().unwrap_or_default();
                 let size = std::str::from_utf8(digits.trim_ascii_end())
@@ -154,32 +191,29 @@ impl RequestGuard {
                     .filter(|digits| digits.bytes().all(|byte| byte.is_ascii_hexdigit()))
                     .and_then(|digits| u64::from_str_radix(digits, 16).ok());
                 self.state = match size {
-                    None => return false,
+                    None => return Err(CHUNK),
                     Some(0) => State::Trailer,
                     Some(size) => match size.checked_add(2) {
                         Some(size) => State::Chunk(size),
-                        None => return false,
+                        None => return Err(CHUNK),
                     },
                 };
-                true
             }
-            State::Trailer => {
-                if line.is_empty() {
-                    self.state = State::RequestLine;
-                }
-                !line.starts_with(b" ") && !line.starts_with(b"\t")
-            }
-            State::Body(_) | State::Chunk(_) | State::Off | State::Refused => true,
+            State::Trailer if is_folded(line) => return Err(FOLDED),
+            State::Trailer if line.is_empty() => self.state = State::RequestLine,
+            // No line ends there.
+            _ => {}
         }
+        Ok(())
     }
 
-    fn field(&mut self, line: &[u8]) -> bool {
-        if line.starts_with(b" ") || line.starts_with(b"\t") {
-            return false;
+    fn field(&mut self, line: &[u8]) -> Result<(), &'static str> {
+        if is_folded(line) {
+            return Err(FOLDED);
         }
         let Some(colon) = line.iter().position(|byte| *byte == b':') else {
             // A name that long is none of those below; without a colon it is refused later.
-            return true;
+            return Ok(());
         };
         let (name, value) = (&line[..colon], line[colon + 1..].trim_ascii());
         if name.trim_ascii().eq_ignore_ascii_case(b"content-length") {
@@ -188,19 +222,23 @@ impl RequestGuard {
                 .filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()))
                 .and_then(|text| text.parse().ok());
             if self.is_long || self.length.is_some() || self.is_chunked || length.is_none() {
-                return false;
+                return Err(LENGTH);
             }
             self.length = length;
         } else if name.trim_ascii().eq_ignore_ascii_case(b"transfer-encoding") {
             if self.length.is_some() || self.is_chunked || !value.eq_ignore_ascii_case(b"chunked") {
-                return false;
+                return Err(ENCODING);
             }
             self.is_chunked = true;
         } else if name.eq_ignore_ascii_case(b"upgrade") {
             self.is_upgrade = true;
         }
-        true
+        Ok(())
     }
+}
+
+fn is_folded(line: &[u8]) -> bool {
+    line.starts_with(b" ") || line.starts_with(b"\t")
 }
 
 /// What a client with HTTP/2 begins with.
@@ -230,6 +268,11 @@ impl<S> Guarded<S> {
         let (guard, begin) = (RequestGuard::new(), Vec::new());
         Self { stream, guard, is_told: false, begin, is_used: false, connection }
     }
+
+    /// Why the request was refused that came last, where nobody has answered it.
+    pub(crate) fn unanswered(&self) -> Option<&'static str> {
+        self.guard.refused_head().filter(|_| !self.is_told)
+    }
 }
 
 impl<S: AsyncRead + Unpin> Guarded<S> {
@@ -251,7 +294,9 @@ impl<S: AsyncRead + Unpin> Guarded<S> {
             let mut bytes = [0; PREFACE.len()];
             let mut buffer = ReadBuf::new(bytes.get_mut(known..).unwrap_or_default());
             ready!(self.poll_more(context, &mut buffer))?;
-            if buffer.filled().is_empty() {
+            if self.guard.has_refused() {
+                self.is_used = true;
+            } else if buffer.filled().is_empty() {
                 // Part of the preface alone is no request either.
                 return Poll::Ready(Ok(None));
             }
@@ -266,7 +311,8 @@ impl<S: AsyncRead + Unpin> Guarded<S> {
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
-        self.guard.inspect(&mut buffer.filled_mut()[before..]);
+        let kept = self.guard.inspect(&mut buffer.filled_mut()[before..]);
+        buffer.set_filled(before + kept);
         self.connection.is_between_requests(self.guard.is_between_requests());
         Poll::Ready(Ok(()))
     }
@@ -288,16 +334,34 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
             }
             return Poll::Ready(Ok(()));
         }
-        if this.guard.has_refused() {
-            // The end of a head that can't be taken for one; then nothing any more.
-            if !this.is_told {
-                this.is_told = true;
-                let told = &SPOILT[..SPOILT.len().min(buffer.remaining())];
-                buffer.put_slice(told);
+        if !this.guard.has_refused() {
+            let before = buffer.filled().len();
+            ready!(this.poll_more(context, buffer))?;
+            if !this.guard.has_refused() || buffer.filled().len() > before {
+                return Poll::Ready(Ok(()));
             }
-            return Poll::Ready(Ok(()));
         }
-        this.poll_more(context, buffer)
+        Poll::Ready(this.end_refused(buffer))
+    }
+}
+
+impl<S> Guarded<S> {
+    /// What comes after all that may be read.
+    #[cold]
+    fn end_refused(&mut self, buffer: &mut ReadBuf<'_>) -> io::Result<()> {
+        if self.is_told {
+            return Ok(());
+        }
+        // Where all else is answered, so is this, by whoever is told of an error.
+        if self.guard.refused_head().is_some() && self.connection.has_sent_all() {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        // The end of a head that can't be taken for one, to which the implementation knows an
+        // answer; then nothing any more.
+        self.is_told = true;
+        let told = &SPOILT[..SPOILT.len().min(buffer.remaining())];
+        buffer.put_slice(told);
+        Ok(())
     }
 }
 
@@ -384,6 +448,32 @@ mod tests {
                 assert!(refuses(text, piece), "{text:?} in pieces of {piece}");
             }
         }
+    }
+
+    #[test]
+    fn of_a_head_that_is_refused_nothing_is_read_beyond_the_line() {
+        let kept = |text: &str| {
+            let (mut guard, mut bytes) = (RequestGuard::new(), text.as_bytes().to_vec());
+            let kept = guard.inspect(&mut bytes);
+            bytes.truncate(kept);
+            (String::from_utf8(bytes).unwrap(), guard.refused_head())
+        };
+        for (text, expected, why) in [
+            ("GET / HTTP/1.1\nHost: a\r\n\r\n", "GET / HTTP/1.1", BARE_LF),
+            ("\r\n\nGET / HTTP/1.1\r\n\r\n", "\r\nX", BARE_LF),
+            ("GET / HTTP/1.1\r\nA: b\r\n c\r\n\r\n", "GET / HTTP/1.1\r\nA: b\r\n c\r", FOLDED),
+            (
+                "GET / HTTP/1.1\r\nContent-Length: x\r\n",
+                "GET / HTTP/1.1\r\nContent-Length: x\r",
+                LENGTH,
+            ),
+        ] {
+            assert_eq!(kept(text), (expected.to_owned(), Some(why)));
+        }
+        // The request itself goes on.
+        let text = "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n-3\r\nabc\r\n";
+        let (read, head) = kept(text);
+        assert!(read.len() == text.len() && read.ends_with("-3\r\0\0\0\0\0\0") && head.is_none());
     }
 
     #[test]

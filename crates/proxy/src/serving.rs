@@ -98,6 +98,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Serving<S> {
         }
     }
 
+    /// The connection of a request that was refused and that nobody has answered, once it has ended
+    /// in an error, and why it was refused.
+    pub(crate) fn unanswered(self) -> Option<(Guarded<S>, &'static str)> {
+        let Self::Http1(serving) = self else { return None };
+        let stream = serving.into_parts()?.io.into_inner();
+        let why = stream.unanswered()?;
+        Some((stream, why))
+    }
+
     /// The connection alone, without the buffers of what reads and writes. To be called between two
     /// requests; None where something was left over, which must not be taken for a request.
     pub(crate) fn park(self) -> Option<Guarded<S>> {

@@ -8,7 +8,7 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::Connection;
+use super::{Connection, refused};
 use crate::{
     HttpOptions, core::Core, rare::Rare, request_guard::Guarded, serving::Serving, slow_client,
 };
@@ -59,27 +59,45 @@ pub(super) async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
             });
             tokio::select! {
                 biased;
-                result = &mut serving => return ended(result),
+                result = &mut serving => Seldom::Ended(result),
                 what = Rare::new(seldom) => what,
                 () = slow.as_mut() => return connection.is_slow.store(true, Ordering::Relaxed),
             }
         };
-        match what {
+        let result = match what {
             Seldom::End => {
                 serving.end();
-                return tokio::select! {
+                tokio::select! {
                     biased;
-                    result = &mut serving => ended(result),
-                    () = &mut over => {}
-                    () = slow => connection.is_slow.store(true, Ordering::Relaxed),
-                };
+                    result = &mut serving => result,
+                    () = &mut over => return,
+                    () = slow => return connection.is_slow.store(true, Ordering::Relaxed),
+                }
             }
+            Seldom::Ended(result) => result,
             Seldom::Over => return,
             Seldom::Park => match serving.park() {
-                Some(parked) => stream = parked,
+                Some(parked) => {
+                    stream = parked;
+                    continue;
+                }
                 None => return,
             },
+        };
+        let Err(error) = result else { return };
+        if error.is_parse() {
+            // hyper has answered it.
+            refused::tell(core, &connection, &error.to_string(), None);
+        } else if let Some((stream, why)) = serving.unanswered() {
+            let answer = refused::answer(core, &connection, options, stream, why);
+            tokio::select! {
+                () = answer => {}
+                () = over => {}
+            }
+        } else {
+            tracing::debug!(%error, "connection ended");
         }
+        return;
     }
 }
 
@@ -91,12 +109,8 @@ enum Seldom {
     Over,
     /// It can do without its buffers until the next request.
     Park,
-}
-
-fn ended(result: hyper::Result<()>) {
-    if let Err(error) = result {
-        tracing::debug!(%error, "connection ended");
-    }
+    /// It has ended.
+    Ended(hyper::Result<()>),
 }
 
 /// Ends when the connection is to be closed, as nothing comes over it any more.

@@ -7,6 +7,7 @@ mod http;
 mod lifecycle;
 mod limits;
 mod private;
+mod refusals;
 mod replay;
 mod responses;
 mod sleeping;

@@ -163,7 +163,7 @@ impl Journal for FakeJournal {
 
 impl FakeJournal {
     pub fn codes(&self) -> Vec<ErrorCode> {
-        self.errors.lock().iter().map(|error| error.code).collect()
+        self.errors.lock().iter().filter_map(|error| error.code).collect()
     }
 }
 

@@ -166,7 +166,7 @@ async fn a_failed_start_goes_on_with_the_next_candidate() {
     assert_eq!(world.get("/").await.status, 200);
     assert_eq!(world.machines.wakes(), ["a1", "a2"]);
     let errors = world.journal.errors.lock();
-    assert_eq!((errors[0].code, &errors[0].machine), (ErrorCode::PM01, &Some(id("a1"))));
+    assert_eq!((errors[0].code, &errors[0].machine), (Some(ErrorCode::PM01), &Some(id("a1"))));
     assert!(errors[0].text.contains("no memory"));
 }
 
