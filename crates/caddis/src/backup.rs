@@ -17,6 +17,7 @@ use rusqlite::{Connection, OpenFlags, backup::Backup};
 use crate::{
     installation_key::InstallationKey,
     instance::{self, Instance},
+    print,
 };
 
 /// What is saved, by its name in the data directory.
@@ -71,17 +72,17 @@ pub async fn backup(arguments: &BackupArguments) -> Result<()> {
     let (file, data_dir, with_key) =
         (arguments.file.clone(), arguments.data_dir.clone(), arguments.with_key);
     let size = tokio::task::spawn_blocking(move || save(&data_dir, &file, with_key)).await??;
-    println!(
+    print::line(format_args!(
         "Saved {} to {} ({size} bytes)",
         arguments.data_dir.display(),
         arguments.file.display()
-    );
-    println!("The data of volumes and snapshots is not included");
+    ))?;
+    print::line("The data of volumes and snapshots is not included")?;
     if !with_key {
-        println!(
+        print::line(
             "The installation key, without which neither encrypted volumes nor snapshots can be \
-             read, is not included: use --with-key to include it"
-        );
+             read, is not included: use --with-key to include it",
+        )?;
     }
     Ok(())
 }
@@ -219,12 +220,16 @@ pub fn restore(arguments: &RestoreArguments) -> Result<()> {
     let volumes = instance.path(instance::VOLUMES).join("volumes");
     let are_missing = !volumes.exists();
     fs::DirBuilder::new().recursive(true).mode(0o700).create(&volumes)?;
-    println!("Restored {} from {}", instance.directory().display(), arguments.file.display());
+    print::line(format_args!(
+        "Restored {} from {}",
+        instance.directory().display(),
+        arguments.file.display()
+    ))?;
     if are_missing {
-        println!(
+        print::line(format_args!(
             "Volumes without their files are failed from the next start on: put {} back before",
             instance.path(instance::VOLUMES).display()
-        );
+        ))?;
     }
     Ok(())
 }

@@ -1,9 +1,9 @@
 //! `caddis completion`: has a shell offer commands, flags, and the names of live apps and machines.
 
-use std::io::{self, Write as _};
-
 use clap::{Args, ValueEnum};
 use clap_complete::env::{Bash, EnvCompleter, Fish, Zsh};
+
+use crate::print;
 
 /// `caddis completion`.
 #[derive(Debug, Args)]
@@ -39,6 +39,5 @@ pub fn print(arguments: &CompletionArguments) -> anyhow::Result<()> {
         "caddis",
         &mut script,
     )?;
-    io::stdout().write_all(&script)?;
-    Ok(())
+    Ok(print::bytes(&script)?)
 }

@@ -1,6 +1,7 @@
 //! `caddis doctor`: whether this host can run VMs, and what to do where it can't.
 
 use std::{
+    io,
     net::TcpListener,
     path::Path,
     process::{Command, ExitCode, Stdio},
@@ -21,7 +22,7 @@ use self::server::Server;
 use crate::{
     failure,
     installation_key::InstallationKey,
-    instance,
+    instance, print,
     settings::{AcceleratorChoice, ServeArguments, Settings, default_volume_gib},
 };
 
@@ -111,37 +112,34 @@ pub async fn run(arguments: DoctorArguments) -> Result<ExitCode> {
     let ok = checks.iter().all(|check| check.status != Status::Failed);
     let report = Report { ok, checks, not_yet_tested: NOT_YET_TESTED };
     if arguments.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
+        print::line(serde_json::to_string_pretty(&report)?)?;
     } else {
-        print(&report);
+        show(&report)?;
     }
     Ok(if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn print(report: &Report) {
+fn show(report: &Report) -> io::Result<()> {
     for check in &report.checks {
         let status = match check.status {
             Status::Ok => "ok     ",
             Status::Warning => "warning",
             Status::Failed => "FAILED ",
         };
-        println!("{status} {}: {}", check.name, check.message);
+        print::line(format_args!("{status} {}: {}", check.name, check.message))?;
         if let Some(mend) = &check.mend {
-            println!("        → {mend}");
+            print::line(format_args!("        → {mend}"))?;
         }
     }
-    println!("\nNot yet tested by the project:");
+    print::line("\nNot yet tested by the project:")?;
     for path in report.not_yet_tested {
-        println!("  - {path}");
+        print::line(format_args!("  - {path}"))?;
     }
-    println!(
-        "\n{}",
-        if report.ok {
-            "This host can run VMs."
-        } else {
-            "This host can't run VMs yet: see above."
-        }
-    );
+    let verdict = match report.ok {
+        true => "This host can run VMs.",
+        false => "This host can't run VMs yet: see above.",
+    };
+    print::line(format_args!("\n{verdict}"))
 }
 
 fn checks(settings: &Settings, server: Option<&Server>) -> Vec<Check> {

@@ -15,7 +15,10 @@ use caddis_network::Network;
 use caddis_vmm::{SlotPool, slot::SlotPoolConfig};
 use clap::{Args, Subcommand};
 
-use crate::instance::{self, Instance};
+use crate::{
+    instance::{self, Instance},
+    print,
+};
 
 /// `caddis host …`.
 #[derive(Debug, Args)]
@@ -95,12 +98,12 @@ async fn drain(data_dir: &Path, deadline: Duration) -> Result<ExitCode> {
     let (client, host) = server(data_dir)?;
     match client.drain_host(host.as_deref(), deadline).await {
         Ok(stopped) => {
-            println!("Machines stopped: {stopped}");
-            println!("No machine starts on this host until its server is restarted");
+            print::line(format_args!("Machines stopped: {stopped}"))?;
+            print::line("No machine starts on this host until its server is restarted")?;
             Ok(ExitCode::SUCCESS)
         }
         Err(error) if error.code() == Some(ErrorCode::DeadlineExceeded) => {
-            eprintln!("Error: {error}");
+            print::error(error);
             Ok(ExitCode::from(TIMED_OUT))
         }
         Err(error) => Err(error.into()),
@@ -111,26 +114,35 @@ async fn clean(data_dir: &Path, kill: bool) -> Result<()> {
     let instance = Instance::take(data_dir)?;
     let slots = SlotPool::open(SlotPoolConfig::default())?;
     caddis_vmm::qemu::end_unassigned(&instance.path(instance::TEMPLATES), &slots);
-    if kill {
-        let killed = caddis_vmm::qemu::kill_machines(&instance.path(instance::MACHINES), &slots)?;
-        println!("VMs killed: {killed}");
-    }
+    let machines = instance.path(instance::MACHINES);
+    let killed = kill.then(|| caddis_vmm::qemu::kill_machines(&machines, &slots)).transpose()?;
     let state = instance.path(instance::NETWORK_STATE);
     let cleaned =
         Network::clean(Path::new(caddis_network::RUN_DIRECTORY), instance.directory(), &state)
             .await?;
     let slots_of_others = slots.clean()?;
-    println!(
+    // All is done before anything is printed, which may fail.
+    if let Some(killed) = killed {
+        print::line(format_args!("VMs killed: {killed}"))?;
+    }
+    print::line(format_args!(
         "Removed everything of this installation from the host except {}",
         instance.directory().display()
-    );
+    ))?;
     for other in &cleaned.others {
-        println!("Left untouched, the network of another installation: {}", other.display());
+        print::line(format_args!(
+            "Left untouched, the network of another installation: {}",
+            other.display()
+        ))?;
     }
     match slots_of_others {
-        0 if cleaned.others.is_empty() => println!("Nothing else of caddis is left on this host"),
+        0 if cleaned.others.is_empty() => {
+            print::line("Nothing else of caddis is left on this host")?;
+        }
         0 => {}
-        count => println!("VMs of other installations, left running: {count}"),
+        count => {
+            print::line(format_args!("VMs of other installations, left running: {count}"))?;
+        }
     }
     Ok(())
 }

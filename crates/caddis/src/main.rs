@@ -1,5 +1,6 @@
 //! The binary: arguments, configuration, and the parts of a server wired together. No logic of its
 //! own.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
 
 mod accelerator;
 mod allocator;
@@ -13,6 +14,7 @@ mod installation_key;
 mod instance;
 mod kernels;
 mod manual;
+mod print;
 mod serve;
 mod settings;
 
@@ -94,7 +96,7 @@ fn main() -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("Error: could not start: {error}");
+            print::error(format_args!("could not start: {error}"));
             return ExitCode::FAILURE;
         }
     };
@@ -114,8 +116,8 @@ fn main() -> ExitCode {
                 manual::write(&arguments, Caddis::command()).map(|()| ExitCode::SUCCESS)
             }
             Command::Version => {
-                println!("{}", Caddis::command().render_version().trim_end());
-                Ok(ExitCode::SUCCESS)
+                let printed = print::line(Caddis::command().render_version().trim_end());
+                printed.map(|()| ExitCode::SUCCESS).map_err(Into::into)
             }
             Command::Help { .. } => unreachable!("printed above"),
             Command::Client(command) => Ok(caddis_cli::run(command, arguments.globals).await),
@@ -124,7 +126,7 @@ fn main() -> ExitCode {
     // What still blocks a thread (a name look-up, a probe) must not hold up the end.
     runtime.shutdown_background();
     outcome.unwrap_or_else(|error| {
-        eprintln!("Error: {}", failure::with_causes(&error));
+        print::error(failure::with_causes(&error));
         ExitCode::FAILURE
     })
 }

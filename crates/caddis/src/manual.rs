@@ -1,15 +1,12 @@
 //! `caddis man`: the manual, a page per command, made from what the commands say of themselves in
 //! `--help`.
 
-use std::{
-    fmt::Write as _,
-    fs,
-    io::{self, Write as _},
-    path::PathBuf,
-};
+use std::{fmt::Write as _, fs, path::PathBuf};
 
 use anyhow::Context as _;
 use clap::{Arg, Args, Command};
+
+use crate::print;
 
 /// `caddis man`.
 #[derive(Debug, Args)]
@@ -45,8 +42,7 @@ pub fn write(arguments: &ManArguments, mut caddis: Command) -> anyhow::Result<()
         fs::write(&path, text).with_context(|| format!("could not write {}", path.display()))?;
         pages += 1;
     }
-    writeln!(io::stdout(), "{pages} pages written to {}", directory.display())?;
-    Ok(())
+    Ok(print::line(format_args!("{pages} pages written to {}", directory.display()))?)
 }
 
 /// The commands within a command that help shows.

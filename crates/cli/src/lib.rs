@@ -4,6 +4,7 @@
 //! The binary mounts [`Command`] beside its own commands and calls [`run`]; tests call [`execute`]
 //! with an [`Environment`] and a [`Printer`] of their own.
 #![forbid(unsafe_code)]
+#![warn(clippy::print_stdout, clippy::print_stderr)]
 
 mod app_name;
 mod attach;

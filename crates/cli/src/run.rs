@@ -22,9 +22,9 @@ pub async fn run(command: Command, globals: Globals) -> ExitCode {
         // What is cleaned up after the first may take long.
         tokio::spawn(async move {
             signals.recv().await;
-            eprintln!(
+            let _ = Printer::standard().note(
                 "Interrupted before the cleanup finished; 'caddis apps list' and 'caddis machine \
-                 list' show what is left."
+                 list' show what is left.",
             );
             std::process::exit(INTERRUPTED.into());
         });
