@@ -32,7 +32,7 @@ pub struct NetworkPolicy {
 
 /// Body of `POST /v1/apps/{app}/network_policies`: the whole policy, new or as it is to be.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 #[schema(example = json!({
     "name": "web",
     "selector": { "metadata": { "role": "web" } },
@@ -57,6 +57,12 @@ pub struct PutPolicyRequest {
     /// Whether they may ask the name server; `deny` of any policy counts. Caddis extension.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dns: Option<PolicyDns>,
+    /// No effect: taken so that a policy can be sent as it was read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub created_at: Option<String>,
+    /// No effect, likewise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub updated_at: Option<String>,
 }
 
 /// Machines of the app. A machine is selected that fits all of what is given.
@@ -175,7 +181,7 @@ pub struct PolicyPeer {
     /// The machines of an app of the same organization, by its name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub app: Option<String>,
-    /// The machines of a private network of the same organization, by its name.
+    /// The machines and WireGuard peers of a private network of the same organization, by its name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<String>,
 }

@@ -48,7 +48,7 @@ pub struct WireGuardServer {
 
 /// Body of `POST /v1/orgs/{org}/wireguard_peers`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub struct CreateWireGuardPeer {
     /// Name: 1 to 63 lowercase letters, digits and dashes; required.
     #[schema(required = true)]
@@ -63,7 +63,7 @@ pub struct CreateWireGuardPeer {
 
 /// Body of `POST /v1/orgs/{org}/wireguard_peers/{name}/reset`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub struct ResetWireGuardPeer {
     /// The peer's new public key; required. The former one opens nothing from then on.
     #[schema(required = true)]

@@ -234,6 +234,7 @@ mod tests {
             (json!({ "selector": { "machines": [] } }), "invalid selector.machines, it is empty"),
             (json!({ "selector": { "machines": [{ "id": "x" }] } }), "'x' is not the id of"),
             (json!({ "selector": { "apps": [] } }), "unknown field `apps`"),
+            (json!({ "dsn": "deny" }), "unknown field `dsn`"),
             (json!({ "rules": [] }), "invalid rules, there must be 1 to 50"),
         ] {
             let error = policy(&changes).unwrap_err();

@@ -105,6 +105,12 @@ async fn what_is_wrong_with_a_policy_is_said_and_nothing_is_recorded() {
     let selected = json!({ "machines": [{ "id": "0123456789abcd" }] });
     for (body, expected) in [
         (json!({ "name": "x" }), "invalid selector, it is required"),
+        (
+            json!({ "name": "x", "selector": { "all": true }, "dsn": "deny", "rules": [
+                { "action": "allow", "direction": "egress" }
+            ] }),
+            "unknown field `dsn`",
+        ),
         (egress("x", json!([{ "app": "nothing" }])), "the organization has no app 'nothing'"),
         (egress("x", json!([{ "network": "n" }])), "the organization has no network 'n'"),
         (egress("x", json!([{ "cidr": "300.0.0.1" }])), "rules[0].to[0].cidr, '300.0.0.1'"),

@@ -74,6 +74,7 @@ async fn what_could_not_be_served_is_refused() {
         (body("phone", ""), 400, "invalid public_key"),
         (json!({ "name": "phone" }), 400, "invalid public_key"),
         (json!({ "name": "p", "public_key": SECOND, "network": "x" }), 400, "network not found"),
+        (json!({ "name": "p", "public_key": SECOND, "net": "x" }), 400, "unknown field `net`"),
     ] {
         let (found, error) = refused(&fixture, body.clone()).await;
         assert!(found == status && error.contains(expected), "{body}: {found} {error}");

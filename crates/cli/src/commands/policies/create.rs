@@ -45,8 +45,13 @@ pub async fn run(create: Create, session: &Session) -> Result<(), CliError> {
             "Say by --egress and --ingress what is, for example --egress tcp/443.",
         ));
     }
-    let request =
-        PutPolicyRequest { id: None, name: create.name, selector: Some(selector), rules, dns };
+    let request = PutPolicyRequest {
+        name: create.name,
+        selector: Some(selector),
+        rules,
+        dns,
+        ..PutPolicyRequest::default()
+    };
     let made = client
         .put_policy(&app, &request)
         .await

@@ -42,6 +42,7 @@ pub async fn run(update: Update, session: &Session) -> Result<(), CliError> {
         selector: Some(update.selection.selector()?.unwrap_or(former.selector)),
         rules,
         dns: Some(dns.unwrap_or(former.dns)),
+        ..PutPolicyRequest::default()
     };
     let changed = client
         .put_policy(&app, &request)
