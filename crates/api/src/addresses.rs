@@ -50,8 +50,9 @@ pub struct EgressPorts {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[schema(as = EgressIP)]
 pub struct EgressIp {
-    /// Id of the machine.
-    pub machine_id: MachineId,
+    /// Id of the machine; absent of an address of the app that no machine has ports of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine_id: Option<MachineId>,
     /// The address.
     pub ip: String,
     /// `v4` or `v6`.
@@ -117,7 +118,8 @@ pub enum IpAssignmentType {
     EgressV4,
     /// The same, IPv6.
     EgressV6,
-    /// The same, one of each.
+    /// The same, one of each as far as the server has some; where the app has fewer of one family
+    /// in the region than of the other, only one of that family, to complete a pair.
     #[serde(alias = "egress-pair")]
     EgressPair,
 }
@@ -160,6 +162,10 @@ pub struct AssignIpReply {
     /// The addresses of an `egress_pair`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ip_pair: Option<IpPair>,
+    /// Which connections of the app's machines come from an address of the host all the same.
+    /// Caddis extension.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 /// An address that was assigned, or a pair of them.
@@ -200,10 +206,12 @@ impl From<IpAssignment> for AssignedIp {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[schema(as = IPPair)]
 pub struct IpPair {
-    /// IPv4.
-    pub v4: String,
-    /// IPv6.
-    pub v6: String,
+    /// IPv4; absent where the server has no such egress addresses.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub v4: Option<String>,
+    /// IPv6; likewise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub v6: Option<String>,
 }
 
 /// Reply of `GET /v1/apps/{app}/ip_assignments`.

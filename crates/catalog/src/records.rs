@@ -313,6 +313,9 @@ pub struct NewEgress {
     pub region: String,
     /// One address of each.
     pub pools: Vec<AddressPool>,
+    /// Where the app has more addresses of one family in the region than of the other, and there is
+    /// a pool of each: gives one of the other family alone, which belongs to one that is there.
+    pub completes: bool,
 }
 
 /// An egress address that a machine has, and the first and last port of it if it shares it.

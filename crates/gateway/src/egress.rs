@@ -17,6 +17,9 @@ use crate::{
     push::{self, Pushed, Workers},
 };
 
+/// Most addresses that a warning names.
+const MAX_NAMED: usize = 5;
+
 impl Pushed for Vec<MachineEgress> {
     const PUSH: Push = Push::Egress;
     const NAME: &'static str = "egress addresses of its machines";
@@ -87,5 +90,28 @@ pub(crate) async fn follow(context: Context, changes: broadcast::Receiver<Change
     if let Err(error) = context.catalog.settle_all_egress().await {
         tracing::warn!(%error, "can't look through the egress addresses");
     }
+    if let Some(warning) = outside(&context).await {
+        tracing::warn!("{warning}");
+    }
     push::follow::<Vec<MachineEgress>>(context, changes, changed).await;
+}
+
+/// What is to be said of allocated addresses that none of the server's prefixes has any more.
+pub(crate) async fn outside(context: &Context) -> Option<String> {
+    let prefixes = &context.settings.traffic.egress_addresses;
+    let region = context.regions.own().as_str();
+    // A catalog that fails is told as a problem.
+    let found = context.catalog.egress_outside(region, prefixes).await.ok()?;
+    let mut named: Vec<_> = found.iter().take(MAX_NAMED).map(ToString::to_string).collect();
+    if found.len() > MAX_NAMED {
+        named.push(format!("{} more", found.len() - MAX_NAMED));
+    }
+    (!found.is_empty()).then(|| {
+        format!(
+            "egress addresses are allocated that --egress-addresses does not have any more, and \
+             machines go on using them: {}; add their prefix again, or release them with 'caddis \
+             ips release-egress'",
+            named.join(", ")
+        )
+    })
 }

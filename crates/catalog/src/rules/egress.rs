@@ -18,7 +18,7 @@ use std::{
 };
 
 use caddis_api::{MachineId, WorkerId};
-
+use ipnet::IpNet;
 use tokio::sync::watch;
 
 use super::Catalog;
@@ -35,14 +35,15 @@ const BLOCKS: u16 = 64;
 
 impl Catalog {
     /// Gives an app or one machine of it egress addresses: the lowest that are free, all or none.
-    /// Machines of an app that have none get a block of ports.
+    /// Machines of an app that have none get a block of ports. What was given is told, with what it
+    /// belongs to.
     ///
     /// # Errors
     /// [`CatalogError::AppNotFound`], [`CatalogError::AppInDeletion`],
     /// [`CatalogError::MachineNotFound`], [`CatalogError::EgressTaken`],
     /// [`CatalogError::EgressExhausted`].
     pub async fn allocate_egress(&self, new: NewEgress) -> Result<Vec<EgressAddress>> {
-        let mut given = Vec::new();
+        let mut given: Vec<IpAddr> = Vec::new();
         self.change_egress_of(&new.app, |app, machines, table| {
             if app.state == AppState::Deleting {
                 return Err(CatalogError::AppInDeletion(new.app.clone()));
@@ -57,7 +58,17 @@ impl Catalog {
             }
             let taken: HashSet<_> = table.addresses.iter().map(|row| row.ip).collect();
             given.clear();
+            let lone = if new.completes { lone(app, &new, table) } else { None };
+            // There is one change of each number.
+            let pair = lone.as_ref().map_or(table.revision + 1, |(pair, _)| *pair);
+            if let Some((_, there)) = lone {
+                given.push(there);
+            }
             for pool in &new.pools {
+                let is_there = |ip: &IpAddr| pool.prefixes.iter().any(|of| same_family(of, ip));
+                if given.iter().any(is_there) {
+                    continue;
+                }
                 let exhausted = || CatalogError::EgressExhausted { pool: pool.to_string() };
                 let ip = lowest_free(pool, &taken).ok_or_else(exhausted)?;
                 given.push(ip);
@@ -66,8 +77,7 @@ impl Catalog {
                     app: app.number,
                     machine: new.machine.clone(),
                     region: new.region.clone(),
-                    // There is one change of each number.
-                    pair: table.revision + 1,
+                    pair,
                     created_at: self.now(),
                     released: None,
                 });
@@ -89,6 +99,23 @@ impl Catalog {
         let mut rows: Vec<_> = table.addresses.iter().filter(|row| is_of(row, &app)).collect();
         rows.sort_by_key(|row| (row.pair, row.ip));
         Ok(rows.into_iter().map(|row| shown(row, &table)).collect())
+    }
+
+    /// Egress addresses of a region that none of these prefixes has, lowest first.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn egress_outside(&self, region: &str, prefixes: &[IpNet]) -> Result<Vec<IpAddr>> {
+        let table = self.store.egress().await?;
+        let is_outside = |row: &&EgressRow| {
+            row.released.is_none()
+                && row.region == region
+                && !prefixes.iter().any(|prefix| prefix.contains(&row.ip))
+        };
+        let mut found: Vec<_> =
+            table.addresses.iter().filter(is_outside).map(|row| row.ip).collect();
+        found.sort();
+        Ok(found)
     }
 
     /// Takes an egress address from an app.
@@ -318,6 +345,33 @@ impl Catalog {
 
 fn is_of(row: &EgressRow, app: &AppRecord) -> bool {
     row.app == app.number && row.released.is_none()
+}
+
+fn same_family(prefix: &IpNet, ip: &IpAddr) -> bool {
+    prefix.addr().is_ipv4() == ip.is_ipv4()
+}
+
+/// The oldest address of an app in a region that has none of the other family beside it, and the
+/// number of its pair, where the app has fewer addresses of that other family there.
+fn lone(app: &AppRecord, new: &NewEgress, table: &EgressTable) -> Option<(u64, IpAddr)> {
+    let is_pooled = |is_v4: bool| {
+        let mut prefixes = new.pools.iter().flat_map(|pool| &pool.prefixes);
+        prefixes.any(|prefix| prefix.addr().is_ipv4() == is_v4)
+    };
+    if new.machine.is_some() || !is_pooled(true) || !is_pooled(false) {
+        return None;
+    }
+    let is_shared =
+        |row: &&EgressRow| is_of(row, app) && row.machine.is_none() && row.region == new.region;
+    let shared: Vec<_> = table.addresses.iter().filter(is_shared).collect();
+    let (v4, v6): (Vec<_>, Vec<_>) = shared.into_iter().partition(|row| row.ip.is_ipv4());
+    let (more, fewer) = if v4.len() > v6.len() { (v4, v6) } else { (v6, v4) };
+    if more.len() == fewer.len() {
+        return None;
+    }
+    let is_alone = |row: &&&EgressRow| fewer.iter().all(|other| other.pair != row.pair);
+    let oldest = more.iter().filter(is_alone).min_by_key(|row| (row.pair, row.ip))?;
+    Some((oldest.pair, oldest.ip))
 }
 
 fn is_own(row: &EgressRow, machine: &MachineId) -> bool {

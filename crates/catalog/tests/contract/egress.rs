@@ -12,6 +12,8 @@ over_each_store!(
     machines_of_an_app_share_its_addresses_with_a_block_each,
     a_machine_s_own_addresses_win_over_those_of_its_app,
     promoted_addresses_stay_the_machine_s_and_are_shared,
+    what_is_missing_of_the_pairs_of_an_app_is_added_before_another_is_given,
+    addresses_that_no_prefix_has_are_told,
     an_address_has_room_for_64_machines_and_another_takes_the_rest,
     a_released_address_is_given_again_once_all_hosts_know,
     the_addresses_of_an_app_that_is_gone_are_released,
@@ -29,6 +31,7 @@ fn of_app(app: &str) -> NewEgress {
         machine: None,
         region: machine(app, None).region.to_string(),
         pools: pools("192.0.2.0/29"),
+        completes: false,
     }
 }
 
@@ -152,6 +155,58 @@ async fn promoted_addresses_stay_the_machine_s_and_are_shared(fixture: &Fixture)
     // They are not released with the machine.
     catalog.release(&machines[1]).await.unwrap();
     assert_eq!(catalog.egress_addresses("a").await.unwrap().len(), 2);
+}
+
+async fn what_is_missing_of_the_pairs_of_an_app_is_added_before_another_is_given(
+    fixture: &Fixture,
+) {
+    let catalog = &fixture.catalog;
+    let machines = with_machines(fixture, "a", 1).await;
+    let any = || NewEgress { completes: true, ..of_app("a") };
+    let only = |at: usize| NewEgress { pools: vec![pools("192.0.2.0/29").remove(at)], ..any() };
+    // Without a pool of the other family nothing can be completed.
+    for expected in ["192.0.2.1", "192.0.2.2"] {
+        assert_eq!(ips(&catalog.allocate_egress(only(0)).await.unwrap()), [expected]);
+    }
+    let block = has(fixture, &machines[0]).await;
+    assert_eq!(block.len(), 1);
+    for expected in [["192.0.2.1", "2001:db8::1"], ["192.0.2.2", "2001:db8::2"]] {
+        assert_eq!(ips(&catalog.allocate_egress(any()).await.unwrap()), expected);
+    }
+    // It has the same block of both.
+    let (first, ports) = block[0].clone();
+    let second = if first == "192.0.2.1" { "2001:db8::1" } else { "2001:db8::2" };
+    assert_eq!(has(fixture, &machines[0]).await, sources(&[(&first, ports), (second, ports)]));
+    let third = ["192.0.2.3", "2001:db8::3"];
+    assert_eq!(ips(&catalog.allocate_egress(any()).await.unwrap()), third);
+    catalog.release_egress("a", "192.0.2.1".parse().unwrap()).await.unwrap();
+    catalog.forget_released_egress(u64::MAX).await.unwrap();
+    let completed = ["192.0.2.1", "2001:db8::1"];
+    assert_eq!(ips(&catalog.allocate_egress(any()).await.unwrap()), completed);
+    // Those of another region and of a machine alone count for nothing.
+    catalog.release_egress("a", "2001:db8::1".parse().unwrap()).await.unwrap();
+    let elsewhere = NewEgress { region: "far".to_owned(), ..any() };
+    assert_eq!(catalog.allocate_egress(elsewhere).await.unwrap().len(), 2);
+    let own = NewEgress { completes: true, ..of_machine("a", &machines[0]) };
+    assert_eq!(catalog.allocate_egress(own).await.unwrap().len(), 2);
+}
+
+async fn addresses_that_no_prefix_has_are_told(fixture: &Fixture) {
+    let catalog = &fixture.catalog;
+    with_machines(fixture, "a", 0).await;
+    let region = of_app("a").region;
+    catalog.allocate_egress(of_app("a")).await.unwrap();
+    let outside = async |region: &str, prefixes: &[&str]| {
+        let prefixes: Vec<_> = prefixes.iter().map(|prefix| prefix.parse().unwrap()).collect();
+        let found = catalog.egress_outside(region, &prefixes).await.unwrap();
+        found.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(outside(&region, &["192.0.2.0/29", "2001:db8::/112"]).await, [""; 0]);
+    assert_eq!(outside(&region, &["192.0.2.0/29"]).await, ["2001:db8::1"]);
+    assert_eq!(outside(&region, &[]).await, ["192.0.2.1", "2001:db8::1"]);
+    assert_eq!(outside("far", &[]).await, [""; 0]);
+    catalog.release_egress("a", "192.0.2.1".parse().unwrap()).await.unwrap();
+    assert_eq!(outside(&region, &[]).await, ["2001:db8::1"]);
 }
 
 async fn an_address_has_room_for_64_machines_and_another_takes_the_rest(fixture: &Fixture) {

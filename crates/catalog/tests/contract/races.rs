@@ -45,6 +45,7 @@ async fn of_many_that_want_the_last_egress_address_one_gets_it(fixture: &Fixture
             machine: None,
             region: machine("a", None).region.to_string(),
             pools: vec![pool(&["192.0.2.7/32"])],
+            completes: false,
         })
     });
     let given = join_all(wanted).await;

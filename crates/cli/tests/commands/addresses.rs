@@ -123,6 +123,24 @@ async fn egress_addresses_of_an_app_are_allocated_listed_and_released() {
     Released 2001:db8:1:0:0:0:e:1 from shop
     "
     );
+    assert_snapshot!(stand.run("ips release-egress -a shop 203.0.113.66").await, @"
+    exit code 0
+    ----- stdout -----
+    Released 203.0.113.66 from shop
+
+    ----- stderr -----
+    Warning: the app has no IPv4 egress address in local any more: connections over IPv4 come from an address of the host; 'caddis ips allocate-egress -a shop' completes the pair
+    ");
+    // Of what is given only one is new.
+    assert_snapshot!(stand.run("ips allocate-egress -a shop --yes").await, @"
+    exit code 0
+    ----- stdout -----
+     VERSION │ IP │ TYPE │ REGION │ CREATED AT
+     v4 │ 203.0.113.65 │ egress │ local │ [AGO]
+     v6 │ 2001:db8:1::e:2 │ egress │ local │ [AGO]
+    ");
+    let listed = stand.run("ips list -a shop --json").await.ok().json();
+    assert_eq!(listed.as_array().unwrap().len(), 2, "{listed}");
 }
 
 #[tokio::test]
@@ -164,6 +182,11 @@ async fn egress_addresses_of_a_machine_are_allocated_listed_promoted_and_release
      machine-id-001 │ local │ v4 │ 203.0.113.65
      machine-id-001 │ local │ v6 │ 2001:db8:1::e:1
     ");
+    let listed = stand.run("machine egress-ip list -a shop --json").await.ok().json();
+    assert_eq!(
+        (listed[0]["ip"].as_str(), listed.as_array().unwrap().len()),
+        (Some("203.0.113.65"), 2)
+    );
     assert_snapshot!(stand.run("machine egress-ip promote web -a shop").await, @"
     exit code 1
     ----- stdout -----

@@ -95,7 +95,10 @@ pub(crate) async fn list(
 ///
 /// From an `egress_v4`, `egress_v6` or `egress_pair`, the lowest that are free among the server's
 /// `--egress-addresses`, come the connections to the outside of the app's machines in a region: at
-/// once, of new connections. Up to 64 machines share one, each with 1024 ports of it.
+/// once, of new connections. Up to 64 machines share one, each with 1024 ports of it. An
+/// `egress_pair` has one of each family of which the server has addresses, and completes a pair of
+/// the app of which one was released. `warnings` say of which family the app has none in the
+/// region: such connections come from an address of the host.
 #[utoipa::path(
     post,
     path = "/v1/apps/{app_name}/ip_assignments",
@@ -128,8 +131,7 @@ pub(crate) async fn assign(
         if request.ip.is_some() {
             return Err(ApiError::invalid("invalid ip, only a v4 or v6 can be chosen").into());
         }
-        let (assignment, ip_pair) = egress::assign(&context, app.name()?, kind, &request).await?;
-        return Ok(Json(AssignIpReply { assignment, ip_pair }));
+        return Ok(Json(egress::assign(&context, app.name()?, kind, &request).await?));
     }
     let wanted = wanted(&context, &caller, &request).await?;
     let region = request.region.filter(|region| region != GLOBAL).unwrap_or_default();
@@ -147,7 +149,7 @@ pub(crate) async fn assign(
     let app = AppName::from_trusted(app.name()?);
     let new = NewAddress { app, wanted, region, service_name };
     let assignment = show(context.catalog.allocate_address(new).await?).into();
-    Ok(Json(AssignIpReply { assignment, ip_pair: None }))
+    Ok(Json(AssignIpReply { assignment, ip_pair: None, warnings: Vec::new() }))
 }
 
 async fn wanted(

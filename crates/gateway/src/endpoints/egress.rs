@@ -4,8 +4,8 @@ use axum::{Json, extract::State};
 use caddis_api::{
     ApiError, AppName, MachineId,
     addresses::{
-        AssignIpRequest, AssignedIp, EgressIp, EgressIps, EgressPorts, EgressScope, IpAssignment,
-        IpAssignmentType, IpPair,
+        AssignIpReply, AssignIpRequest, AssignedIp, EgressIp, EgressIps, EgressPorts, EgressScope,
+        IpAssignment, IpAssignmentType, IpPair,
     },
     error::ErrorBody,
     time,
@@ -42,58 +42,53 @@ pub(super) fn show(address: EgressAddress) -> IpAssignment {
     }
 }
 
-/// What each machine has of these, by machine; IPv4 first.
+/// What each machine has of these, by machine, IPv4 first; then what no machine has ports of.
 fn of_machines(addresses: &[EgressAddress]) -> Vec<EgressIp> {
-    let shown = |address: &EgressAddress, machine: &MachineId| EgressIp {
-        machine_id: machine.clone(),
+    let shown = |address: &EgressAddress, machine: Option<&MachineId>| EgressIp {
+        machine_id: machine.cloned(),
         ip: address.ip.to_string(),
         version: if address.ip.is_ipv4() { "v4" } else { "v6" }.to_owned(),
         region: address.region.clone(),
-        scope: EgressScope::Machine,
+        scope: if address.machine.is_some() { EgressScope::Machine } else { EgressScope::App },
         first_port: None,
         last_port: None,
         created_at: time::seconds(address.created_at.into()),
     };
     let mut all = Vec::new();
     for address in addresses {
-        all.extend(address.machine.iter().map(|machine| shown(address, machine)));
+        if address.blocks.is_empty() {
+            all.push(shown(address, address.machine.as_ref()));
+        }
         all.extend(address.blocks.iter().map(|block| EgressIp {
-            scope: EgressScope::App,
             first_port: Some(block.first_port),
             last_port: Some(block.last_port),
-            ..shown(address, &block.machine)
+            ..shown(address, Some(&block.machine))
         }));
     }
-    all.sort_by(|one, other| {
-        (&one.machine_id, &one.version).cmp(&(&other.machine_id, &other.version))
-    });
+    let order = |address: &EgressIp| {
+        let machine = address.machine_id.clone();
+        (machine.is_none(), machine, address.version.clone())
+    };
+    all.sort_by_key(order);
     all
 }
 
-/// The pools of what is asked for, each of which has addresses; `None` is of each family that the
-/// server has addresses of.
+/// The pools of the families of which the server has addresses; of an `egress_v4` or `egress_v6`
+/// that one.
 fn pools(context: &Context, kind: Option<IpAssignmentType>) -> Result<Vec<AddressPool>, ApiError> {
     let (v4, v6) = context.settings.traffic.egress_pools();
-    let none = |family: &str| {
-        ApiError::precondition(format!(
+    let (family, wanted) = match kind {
+        Some(IpAssignmentType::EgressV4) => ("IPv4 ", vec![v4]),
+        Some(IpAssignmentType::EgressV6) => ("IPv6 ", vec![v6]),
+        _ => ("", vec![v4, v6]),
+    };
+    let found: Vec<_> = wanted.into_iter().filter(|pool| !pool.prefixes.is_empty()).collect();
+    if found.is_empty() {
+        return Err(ApiError::precondition(format!(
             "this server has no {family}egress addresses: give it some with --egress-addresses"
-        ))
-    };
-    let wanted = match kind {
-        Some(IpAssignmentType::EgressV4) => vec![("IPv4 ", v4)],
-        Some(IpAssignmentType::EgressV6) => vec![("IPv6 ", v6)],
-        Some(_) => vec![("IPv4 ", v4), ("IPv6 ", v6)],
-        None => {
-            let found: Vec<_> =
-                [v4, v6].into_iter().filter(|pool| !pool.prefixes.is_empty()).collect();
-            return if found.is_empty() { Err(none("")) } else { Ok(found) };
-        }
-    };
-    let missing = wanted.iter().find(|(_, pool)| pool.prefixes.is_empty());
-    match missing {
-        Some((family, _)) => Err(none(family)),
-        None => Ok(wanted.into_iter().map(|(_, pool)| pool).collect()),
+        )));
     }
+    Ok(found)
 }
 
 /// Gives an app egress addresses of a region.
@@ -102,7 +97,7 @@ pub(super) async fn assign(
     app: &str,
     kind: IpAssignmentType,
     request: &AssignIpRequest,
-) -> Result<(AssignedIp, Option<IpPair>), HttpError> {
+) -> Result<AssignIpReply, HttpError> {
     let own = context.regions.own();
     let region = request.region.as_deref().filter(|region| *region != GLOBAL);
     if let Some(region) = region.filter(|region| *region != own.as_str()) {
@@ -112,30 +107,54 @@ pub(super) async fn assign(
         ))
         .into());
     }
+    let is_pair = kind == IpAssignmentType::EgressPair;
     let new = NewEgress {
         app: AppName::from_trusted(app),
         machine: None,
         region: own.to_string(),
         pools: pools(context, Some(kind))?,
+        completes: is_pair,
     };
     let given = context.catalog.allocate_egress(new).await?;
     tell_all(context).await;
     let ip = |is_v4: bool| {
         given.iter().find(|address| address.ip.is_ipv4() == is_v4).map(|it| it.ip.to_string())
     };
-    let is_pair = kind == IpAssignmentType::EgressPair;
-    let pair = ip(true).zip(ip(false)).filter(|_| is_pair).map(|(v4, v6)| IpPair { v4, v6 });
+    let ip_pair = is_pair.then(|| IpPair { v4: ip(true), v6: ip(false) });
     let first = given.into_iter().next().map(show);
     let first = first.ok_or_else(|| ApiError::internal("no egress address was given"))?;
-    let mut assigned = AssignedIp::from(first);
-    assigned.ip = assigned.ip.filter(|_| !is_pair);
-    Ok((assigned, pair))
+    let mut assignment = AssignedIp::from(first);
+    assignment.ip = assignment.ip.filter(|_| !is_pair);
+    let warnings = one_sided(context, app).await?.into_iter().collect();
+    Ok(AssignIpReply { assignment, ip_pair, warnings })
+}
+
+/// What is to be said of an app that has egress addresses of one family only in the region.
+async fn one_sided(context: &Context, app: &str) -> Result<Option<String>, HttpError> {
+    let region = context.regions.own().as_str();
+    let addresses = context.catalog.egress_addresses(app).await?;
+    let has = |is_v4: bool| {
+        addresses.iter().any(|address| {
+            address.machine.is_none() && address.region == region && address.ip.is_ipv4() == is_v4
+        })
+    };
+    let (missing, pool) = match (has(true), has(false)) {
+        (true, false) => ("IPv6", context.settings.traffic.egress_pools().1),
+        (false, true) => ("IPv4", context.settings.traffic.egress_pools().0),
+        _ => return Ok(None),
+    };
+    let why = match pool.prefixes.is_empty() {
+        true => format!("this server has no {missing} egress addresses"),
+        false => format!("the app has no {missing} egress address in {region}"),
+    };
+    Ok(Some(format!("{why}: connections over {missing} come from an address of the host")))
 }
 
 /// List the egress addresses of an app's machines.
 ///
 /// Each machine with the addresses that its connections to the outside come from, where it has
-/// some: its own, or a block of ports of one of the app's. Caddis extension.
+/// some: its own, or a block of ports of one of the app's. Then the app's addresses of which no
+/// machine has ports, without `machine_id`. Caddis extension.
 #[utoipa::path(
     get,
     path = "/v1/apps/{app_name}/egress_ips",
@@ -172,7 +191,7 @@ pub(crate) async fn of_machine(
     let (app, machine) = (&shown.record.app, &shown.record.machine.id);
     let addresses = context.catalog.egress_addresses(app).await?;
     let mut egress_ips = of_machines(&addresses);
-    egress_ips.retain(|address| address.machine_id == *machine);
+    egress_ips.retain(|address| address.machine_id.as_ref() == Some(machine));
     Ok(Json(EgressIps { egress_ips }))
 }
 
@@ -204,6 +223,7 @@ pub(crate) async fn allocate(
         machine: Some(shown.record.machine.id.clone()),
         region: shown.record.machine.region.to_string(),
         pools: pools(&context, None)?,
+        completes: false,
     };
     let given = context.catalog.allocate_egress(new).await?;
     tell_all(&context).await;

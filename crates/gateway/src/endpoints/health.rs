@@ -9,7 +9,7 @@ use futures::future::join_all;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::http::context::Context;
+use crate::{egress::outside, http::context::Context};
 
 /// How long a worker may take to say how it is. Asked twice.
 const DEADLINE: Duration = Duration::from_secs(2);
@@ -82,6 +82,7 @@ pub(crate) async fn check(context: &Context) -> Health {
     });
     let of_proxy = context.settings.traffic.info.iter().flat_map(|proxy| proxy.warnings());
     let of_workers = warnings.into_iter().flatten();
-    let warnings = unreachable.chain(of_workers).chain(of_proxy).collect();
+    let of_egress = outside(context).await;
+    let warnings = unreachable.chain(of_workers).chain(of_proxy).chain(of_egress).collect();
     Health { ok: problems.is_empty(), problems, warnings }
 }

@@ -50,8 +50,12 @@ async fn a_pair_of_an_app_is_assigned_shown_with_its_machines_and_released() {
         json!([{ "machine_id": id, "first_port": 1024, "last_port": 2047 }])
     );
     let of_app = fixture.call("GET /v1/apps/a/egress_ips").await.ok();
-    assert_eq!(ips(&of_app), ["203.0.113.65", "2001:db8:1::e:1"]);
+    // Those that no machine has ports of come last.
+    let all = ["203.0.113.65", "2001:db8:1::e:1", "203.0.113.66", "2001:db8:1::e:2"];
+    assert_eq!(ips(&of_app), all);
     assert_eq!(of_app["egress_ips"][0]["scope"], "app");
+    let machines = [0, 1, 2, 3].map(|index| &of_app["egress_ips"][index]["machine_id"]);
+    assert_eq!(machines, [&json!(id), &json!(id), &Value::Null, &Value::Null]);
 
     // A new machine has its block before its worker is asked for it.
     let body = json!({ "config": { "image": "nginx" } });
@@ -67,6 +71,62 @@ async fn a_pair_of_an_app_is_assigned_shown_with_its_machines_and_released() {
     // All hosts know: it is free again.
     let again = assign(&fixture, json!({ "type": "egress_v4" })).await.ok();
     assert_eq!(again["ip"], "203.0.113.65");
+}
+
+#[tokio::test]
+async fn a_pair_of_which_one_is_missing_is_completed_and_what_is_missing_is_told() {
+    let fixture = Fixture::new().await;
+    fixture.app("a").await;
+    let missing = "the app has no IPv6 egress address in local: connections over IPv6 come from an \
+                   address of the host";
+    let half = assign(&fixture, json!({ "type": "egress_v4" })).await.ok();
+    assert_eq!(half["warnings"], json!([missing]));
+    // No machine has ports of it yet.
+    let of_app = fixture.call("GET /v1/apps/a/egress_ips").await.ok();
+    assert_eq!(ips(&of_app), ["203.0.113.65"]);
+    assert!(of_app["egress_ips"][0].get("machine_id").is_none(), "{of_app}");
+    let whole = assign(&fixture, json!({ "type": "egress_pair" })).await.ok();
+    assert_eq!(whole["ip_pair"], json!({ "v4": "203.0.113.65", "v6": "2001:db8:1::e:1" }));
+    assert!(whole["warnings"].is_null(), "{whole}");
+    let another = assign(&fixture, json!({ "type": "egress_pair" })).await.ok();
+    assert_eq!(another["ip_pair"], json!({ "v4": "203.0.113.66", "v6": "2001:db8:1::e:2" }));
+}
+
+#[tokio::test]
+async fn a_pair_has_the_families_of_which_the_server_has_addresses() {
+    let mut settings = Fixture::settings();
+    settings.traffic.egress_addresses = vec!["203.0.113.7/32".parse().unwrap()];
+    let fixture = Fixture::with(settings, |_| {}).await;
+    fixture.app("a").await;
+    let given = assign(&fixture, json!({ "type": "egress_pair" })).await.ok();
+    assert_eq!((&given["ip"], &given["ip_pair"]), (&Value::Null, &json!({ "v4": "203.0.113.7" })));
+    assert_eq!(
+        given["warnings"],
+        json!(["this server has no IPv6 egress addresses: connections over IPv6 come from an \
+                address of the host"])
+    );
+    let refused = assign(&fixture, json!({ "type": "egress_v6" })).await;
+    assert_eq!(refused.status, 412);
+    assert!(refused.error().contains("this server has no IPv6 egress addresses"));
+}
+
+#[tokio::test]
+async fn a_server_warns_of_addresses_whose_prefix_it_does_not_have_any_more() {
+    let fixture = Fixture::new().await;
+    fixture.app("a").await;
+    let warnings = async |router: axum::Router| {
+        let request = fixture.request("GET /healthz").body(axum::body::Body::empty()).unwrap();
+        let answer = Fixture::send_to(&router, request).await;
+        serde_json::from_str::<Value>(&answer.text).unwrap()["warnings"].clone()
+    };
+    assign(&fixture, json!({ "type": "egress_pair" })).await.ok();
+    assert_eq!(warnings(fixture.router.clone()).await, json!([]));
+    let mut settings = Fixture::settings();
+    settings.traffic.egress_addresses = vec!["203.0.113.64/28".parse().unwrap()];
+    let gateway = fixture.restarted_with(settings).await;
+    let told = warnings(gateway.router()).await;
+    let told = told[0].as_str().unwrap();
+    assert!(told.contains("go on using them: 2001:db8:1::e:1; add their prefix again"), "{told}");
 }
 
 #[tokio::test]

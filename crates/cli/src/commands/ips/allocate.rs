@@ -56,7 +56,11 @@ pub struct AllocateV6 {
 
 /// `caddis ips allocate-egress`.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  caddis ips allocate-egress -a hello --yes")]
+#[command(
+    after_help = "Example:\n  caddis ips allocate-egress -a hello --yes\n\nThe app gets an address \
+                  of each family of which the server has egress addresses. Where one of a pair is \
+                  missing, as after 'caddis ips release-egress', only that one is allocated."
+)]
 pub struct AllocateEgress {
     #[command(flatten)]
     app: AppArgs,
@@ -121,10 +125,11 @@ async fn assign(
         .await
         .map_err(|error| CliError::attempted("could not allocate an address", error))?;
     if json {
+        // They are in there too.
         return Ok(session.printer.json(&assigned)?);
     }
-    let AssignIpReply { assignment, ip_pair } = assigned;
-    let pair = ip_pair.into_iter().flat_map(|pair| [pair.v4, pair.v6]);
+    let AssignIpReply { assignment, ip_pair, warnings } = assigned;
+    let pair = ip_pair.into_iter().flat_map(|pair| [pair.v4, pair.v6]).flatten();
     let rows: Vec<_> = assignment
         .ip
         .iter()
@@ -141,5 +146,10 @@ async fn assign(
             machines: None,
         })
         .collect();
-    super::table(session, &rows)
+    super::table(session, &rows)?;
+    Ok(warn(session, &warnings)?)
+}
+
+fn warn(session: &Session, warnings: &[String]) -> std::io::Result<()> {
+    warnings.iter().try_for_each(|text| session.printer.note(format_args!("Warning: {text}")))
 }

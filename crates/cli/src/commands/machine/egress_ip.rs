@@ -41,6 +41,9 @@ enum EgressIpCommand {
 struct List {
     #[command(flatten)]
     app: AppArgs,
+    /// Print the addresses as JSON.
+    #[arg(short, long)]
+    json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -50,6 +53,9 @@ struct Change {
     /// Don't ask for confirmation.
     #[arg(short, long, alias = "auto-confirm")]
     yes: bool,
+    /// Print the addresses as JSON.
+    #[arg(short, long)]
+    json: bool,
 }
 
 const DEPRECATED: &str = "Egress addresses of machines are deprecated in the reference; consider \
@@ -84,15 +90,31 @@ async fn allocate(change: Change, session: &Session) -> Result<(), CliError> {
                 error,
             )
         })?;
+    if change.json {
+        return Ok(printer.json(&allocated)?);
+    }
     printer.out(format_args!("Allocated egress IPs for machine {}:", machine.id))?;
-    lines(session, &allocated)
+    lines(session, &allocated)?;
+    for (version, family) in [("v4", "IPv4"), ("v6", "IPv6")] {
+        if !allocated.iter().any(|address| address.version == version) {
+            printer.note(format_args!(
+                "Warning: this server has no {family} egress addresses: connections over {family} \
+                 come from an address of the host"
+            ))?;
+        }
+    }
+    Ok(())
 }
 
 async fn list(list: &List, session: &Session) -> Result<(), CliError> {
     let client = session.client()?;
     let app = session.app(&list.app)?;
     let addresses = client.list_egress_ips(&app).await?;
-    table(session, &own(&addresses).collect::<Vec<_>>())
+    let own: Vec<_> = own(&addresses).collect();
+    if list.json {
+        return Ok(session.printer.json(&own)?);
+    }
+    table(session, &own)
 }
 
 async fn release(change: Change, session: &Session) -> Result<(), CliError> {
@@ -106,6 +128,9 @@ async fn release(change: Change, session: &Session) -> Result<(), CliError> {
             error,
         )
     })?;
+    if change.json {
+        return Ok(session.printer.json(&released)?);
+    }
     session.printer.out(format_args!("Egress IP released for the machine {}", machine.id))?;
     lines(session, &released)
 }
@@ -114,12 +139,15 @@ async fn promote(change: Change, session: &Session) -> Result<(), CliError> {
     let (client, app, machine) = change.which.find(session).await?;
     let id = &machine.id;
     let addresses = client.list_egress_ips(&app).await?;
-    let own: Vec<_> = own(&addresses).filter(|address| address.machine_id == *id).collect();
+    let own: Vec<_> =
+        own(&addresses).filter(|address| address.machine_id.as_ref() == Some(id)).collect();
     if own.is_empty() {
         return Err(CliError::new(format!("no machine-scoped egress IPs found for machine {id}")));
     }
     if !change.yes {
-        table(session, &own)?;
+        if !change.json {
+            table(session, &own)?;
+        }
         let question = format!(
             "Are you sure you want to promote these {} egress IP(s) for machine {id} to \
              app-scoped? They don't become the machine's own again.",
@@ -133,6 +161,9 @@ async fn promote(change: Change, session: &Session) -> Result<(), CliError> {
             error,
         )
     })?;
+    if change.json {
+        return Ok(session.printer.json(&promoted)?);
+    }
     Ok(session.printer.out(format_args!(
         "Promoted {} egress IP(s) for machine {id} to app-scoped egress IPs",
         promoted.len()
@@ -147,7 +178,7 @@ fn table(session: &Session, addresses: &[&Address]) -> Result<(), CliError> {
     let rows: Vec<_> = addresses
         .iter()
         .map(|address| {
-            let machine = address.machine_id.to_string();
+            let machine = address.machine_id.as_ref().map(ToString::to_string).unwrap_or_default();
             vec![machine, address.region.clone(), address.version.clone(), address.ip.clone()]
         })
         .collect();
