@@ -27,6 +27,7 @@ use crate::{
 };
 
 mod network;
+mod served;
 mod server;
 mod services;
 mod snapshots;
@@ -99,7 +100,9 @@ struct Report {
 /// Runs it. The exit code is 0 when nothing has failed.
 pub async fn run(arguments: DoctorArguments) -> Result<ExitCode> {
     let settings = arguments.serve.resolve()?;
-    let (server, network) = (Server::find(&settings).await, network::check(&settings).await);
+    let server = Server::find(&settings).await;
+    let settings = served::with_those_of_server(settings, server.as_ref());
+    let network = network::check(&settings, server.as_ref()).await;
     let (snapshots, pool) = (snapshots::check(&settings).await, network::pool(&settings).await);
     let checks = move || {
         let mut checks = checks(&settings, server.as_ref());
@@ -160,7 +163,7 @@ fn checks(settings: &Settings, server: Option<&Server>) -> Vec<Check> {
         port(settings, running),
         services::listeners(settings, running),
         services::addresses(settings, running),
-        services::egress(settings),
+        services::egress(settings, server),
         services::names(settings),
         installation_key(&settings.data_dir),
         disk(&settings.data_dir),

@@ -3,7 +3,6 @@
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
     io::Write as _,
-    net::SocketAddr,
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     sync::mpsc,
@@ -87,9 +86,8 @@ impl Instance {
     }
 
     /// Says where the server is, for the command line.
-    pub fn announce(&self, url: &str, host: &str, services: Vec<SocketAddr>) -> Result<()> {
-        let file = ServerFile { url: url.to_owned(), host: Some(host.to_owned()), services };
-        fs::write(self.path(SERVER_FILE), serde_json::to_vec(&file)?)
+    pub fn announce(&self, server: &ServerFile) -> Result<()> {
+        fs::write(self.path(SERVER_FILE), serde_json::to_vec(server)?)
             .context("can't write the server's address")
     }
 

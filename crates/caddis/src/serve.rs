@@ -11,6 +11,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use caddis_bus::{InProcessBus, WorkerClient, stream::InProcessStreams};
 use caddis_catalog::{Catalog, SqliteStore};
+use caddis_cli::ServerFile;
 use caddis_disk::Reserve;
 use caddis_gateway::{Gateway, GatewayParts};
 use caddis_image::{ImageStore, ImageStoreConfig};
@@ -142,7 +143,13 @@ async fn start(
     let server = starting.await?;
     let services = server.traffic.listeners().map(|(http, https)| vec![http, https]);
     let host = server.worker.id().as_str();
-    instance.announce(&url(address), host, services.unwrap_or_default())?;
+    instance.announce(&ServerFile {
+        url: url(address),
+        host: Some(host.to_owned()),
+        services: services.unwrap_or_default(),
+        egress_addresses: Some(settings.traffic.egress_addresses.clone()),
+        wireguard: settings.wireguard.as_ref().map(|wireguard| wireguard.listen),
+    })?;
     Ok((listener, address, server))
 }
 

@@ -7,6 +7,7 @@
 
 use std::{fs, net::SocketAddr, path::Path};
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::{CliError, Environment, settings::Settings};
@@ -28,6 +29,13 @@ pub struct ServerFile {
     /// release.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub services: Vec<SocketAddr>,
+    /// Prefixes of egress addresses; absent where it is of an earlier release.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub egress_addresses: Option<Vec<IpNet>>,
+    /// Address that it listens on for WireGuard; absent where it does not, or is of an earlier
+    /// release.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wireguard: Option<SocketAddr>,
 }
 
 /// A server and the token for it.

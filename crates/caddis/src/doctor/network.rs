@@ -4,16 +4,16 @@ use std::path::Path;
 
 use caddis_network::{Network, NetworkError};
 
-use super::Check;
+use super::{Check, served, server::Server};
 use crate::{instance, settings::Settings};
 
 /// What an installation that is there has on its host.
-pub(super) async fn check(settings: &Settings) -> Check {
+pub(super) async fn check(settings: &Settings, server: Option<&Server>) -> Check {
     let name = "network";
     let data_dir = &settings.data_dir;
     let data_dir = data_dir.canonicalize().unwrap_or_else(|_| data_dir.to_owned());
     let run_directory = Path::new(caddis_network::RUN_DIRECTORY);
-    let pools = &settings.traffic.egress_addresses;
+    let pools = &served::egress_addresses(settings, server);
     match Network::inspect(run_directory, &data_dir, pools).await {
         Ok(None) => Check::ok(name, "not set up yet; caddis serve sets it up"),
         Ok(Some(missing)) if missing.is_empty() => Check::ok(name, "set up"),

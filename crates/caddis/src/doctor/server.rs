@@ -73,7 +73,13 @@ pub(super) mod tests {
             warnings: warnings.iter().map(|text| (*text).to_owned()).collect(),
             hosts: Vec::new(),
         };
-        let file = ServerFile { url: "http://x".to_owned(), host: None, services };
+        let file = ServerFile {
+            url: "http://x".to_owned(),
+            host: None,
+            services,
+            egress_addresses: None,
+            wireguard: None,
+        };
         Server { file, status: Ok(status) }
     }
 }

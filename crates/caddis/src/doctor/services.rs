@@ -12,7 +12,7 @@ use ipnet::IpNet;
 use nix::ifaddrs::getifaddrs;
 use socket2::{Domain, Socket, Type};
 
-use super::{Check, server::Server};
+use super::{Check, served, server::Server};
 use crate::{
     serve::CANNOT_ANSWER,
     settings::{Settings, of_links},
@@ -97,9 +97,17 @@ fn lines(told: &[(Option<&str>, &String)]) -> String {
 }
 
 /// The addresses that connections of machines can come from.
-pub(super) fn egress(settings: &Settings) -> Check {
+pub(super) fn egress(settings: &Settings, server: Option<&Server>) -> Check {
     let own: Vec<_> = of_links().collect();
-    egress_on(&settings.traffic.egress_addresses, &own, &networks(), &gateways())
+    let given = &settings.traffic.egress_addresses;
+    let mut check = egress_on(given, &own, &networks(), &gateways());
+    let served = served::egress_addresses(settings, server);
+    if served != *given {
+        let shown: Vec<_> = served.iter().map(ToString::to_string).collect();
+        let shown = if shown.is_empty() { "none".to_owned() } else { shown.join(", ") };
+        check.message += &format!("; the server has {shown} until it is restarted with these");
+    }
+    check
 }
 
 /// The same on a host with these addresses, networks of its links, and gateways.
