@@ -1,6 +1,6 @@
 //! `caddis network-policies create`.
 
-use caddis_api::policies::PutPolicyRequest;
+use caddis_api::{ErrorCode, policies::PutPolicyRequest};
 use clap::Args;
 
 use super::{rules::RuleFlags, selection::SelectionFlags};
@@ -32,7 +32,7 @@ pub struct Create {
 pub async fn run(create: Create, session: &Session) -> Result<(), CliError> {
     let client = session.client()?;
     let app = session.app(&create.app)?;
-    let selector = create.selection.selector()?.ok_or_else(|| {
+    let selector = create.selection.selector(&client, &app).await?.ok_or_else(|| {
         CliError::with_hint(
             "no machines are selected",
             "Use --all, or choose some by --machine and --metadata.",
@@ -42,7 +42,8 @@ pub async fn run(create: Create, session: &Session) -> Result<(), CliError> {
     if rules.is_empty() {
         return Err(CliError::with_hint(
             "nothing is allowed",
-            "Say by --egress and --ingress what is, for example --egress tcp/443.",
+            "Say by --egress and --ingress what is, for example --egress tcp/443. To refuse all, \
+             allow only an address that nobody has: --egress all@192.0.2.1.",
         ));
     }
     let request = PutPolicyRequest {
@@ -52,10 +53,14 @@ pub async fn run(create: Create, session: &Session) -> Result<(), CliError> {
         dns,
         ..PutPolicyRequest::default()
     };
-    let made = client
-        .put_policy(&app, &request)
-        .await
-        .map_err(|error| CliError::attempted("could not create the network policy", error))?;
+    let made = client.put_policy(&app, &request).await.map_err(|error| match error.code() {
+        // The server's advice is for those who use the API.
+        Some(ErrorCode::AlreadyExists) => CliError::with_hint(
+            format!("app {app} has a network policy '{}' already", request.name),
+            format!("'caddis network-policies update {} -a {app}' changes it.", request.name),
+        ),
+        _ => CliError::attempted("could not create the network policy", error),
+    })?;
     if create.json {
         return Ok(session.printer.json(&made)?);
     }

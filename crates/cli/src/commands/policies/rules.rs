@@ -56,9 +56,9 @@ impl RuleFlags {
 }
 
 fn rule(direction: PolicyDirection, text: &str) -> Result<PolicyRule, CliError> {
-    let invalid = || {
+    let invalid = |why: String| {
         CliError::with_hint(
-            format!("invalid rule '{text}'"),
+            format!("invalid rule '{text}': {why}"),
             "Write it like tcp/443, tcp/443,udp/53@app:db or all@10.0.0.0/8,network:default.",
         )
     };
@@ -66,10 +66,10 @@ fn rule(direction: PolicyDirection, text: &str) -> Result<PolicyRule, CliError> 
         text.split_once('@').map_or((text, None), |(ports, peers)| (ports, Some(peers)));
     let ports = match ports {
         "all" => None,
-        ports => Some(ports.split(',').map(port).collect::<Option<_>>().ok_or_else(invalid)?),
+        ports => Some(ports.split(',').map(port).collect::<Result<_, _>>().map_err(invalid)?),
     };
-    let peers = peers.map(|peers| peers.split(',').map(peer).collect::<Option<Vec<_>>>());
-    let peers = peers.map(|peers| peers.ok_or_else(invalid)).transpose()?;
+    let peers = peers.map(|peers| peers.split(',').map(peer).collect::<Result<Vec<_>, _>>());
+    let peers = peers.transpose().map_err(invalid)?;
     let (to, from) = match direction {
         PolicyDirection::Egress => (peers, None),
         PolicyDirection::Ingress => (None, peers),
@@ -77,28 +77,43 @@ fn rule(direction: PolicyDirection, text: &str) -> Result<PolicyRule, CliError> 
     Ok(PolicyRule { action: PolicyAction::Allow, direction, ports, to, from })
 }
 
-fn port(text: &str) -> Option<PolicyPort> {
-    let (protocol, port) =
-        text.split_once('/').map_or((text, None), |(protocol, port)| (protocol, Some(port)));
+/// Reads some ports; the error says what is wrong with the text.
+fn port(text: &str) -> Result<PolicyPort, String> {
+    let (name, number) =
+        text.split_once('/').map_or((text, None), |(name, number)| (name, Some(number)));
     let all = [PolicyProtocol::Tcp, PolicyProtocol::Udp, PolicyProtocol::Icmp];
-    let protocol = all.into_iter().find(|known| known.as_str() == protocol)?;
-    let port = match port {
-        Some(port) => Some(port.parse().ok().filter(|port| *port > 0)?),
+    let Some(protocol) = all.into_iter().find(|known| known.as_str() == name) else {
+        return Err(match name {
+            "" => "ports are missing, use all, tcp, udp or icmp".to_owned(),
+            "all" => "all stands alone, and has no ports".to_owned(),
+            _ => format!("'{name}' is not a protocol, use tcp, udp or icmp"),
+        });
+    };
+    let port = match number {
+        Some(_) if protocol == PolicyProtocol::Icmp => return Err("icmp has no ports".to_owned()),
+        Some(number) => {
+            let port = number.parse().ok().filter(|port| *port > 0);
+            Some(port.ok_or_else(|| format!("'{number}' is not a port, use 1 to 65535"))?)
+        }
         None => None,
     };
-    (port.is_none() || protocol != PolicyProtocol::Icmp).then_some(PolicyPort { protocol, port })
+    Ok(PolicyPort { protocol, port })
 }
 
 /// What is an address is checked by the server.
-fn peer(text: &str) -> Option<PolicyPeer> {
+fn peer(text: &str) -> Result<PolicyPeer, String> {
     let nobody = PolicyPeer::default();
+    let named = |name: &str, what: &str| match name {
+        "" => Err(format!("the name of {what} is missing after '{text}'")),
+        name => Ok(Some(name.to_owned())),
+    };
     if text.is_empty() {
-        return None;
+        return Err("an address, app:NAME or network:NAME is missing after '@'".to_owned());
     }
-    Some(if let Some(app) = text.strip_prefix("app:") {
-        PolicyPeer { app: Some(app.to_owned()), ..nobody }
+    Ok(if let Some(app) = text.strip_prefix("app:") {
+        PolicyPeer { app: named(app, "an app")?, ..nobody }
     } else if let Some(network) = text.strip_prefix("network:") {
-        PolicyPeer { network: Some(network.to_owned()), ..nobody }
+        PolicyPeer { network: named(network, "a network")?, ..nobody }
     } else {
         PolicyPeer { cidr: Some(text.to_owned()), ..nobody }
     })
@@ -148,10 +163,20 @@ mod tests {
                 assert_eq!(shown.split_once(' ').unwrap().1, written);
             }
         }
-        for wrong in
-            ["", "443", "tcp/", "tcp/0", "tcp/70000", "icmp/8", "tcp@", "all,tcp", "@app:db"]
-        {
-            assert!(rule(PolicyDirection::Egress, wrong).is_err(), "{wrong}");
+        for (wrong, why) in [
+            ("", "ports are missing"),
+            ("443", "'443' is not a protocol"),
+            ("tcp/", "'' is not a port"),
+            ("tcp/0", "'0' is not a port"),
+            ("tcp/70000", "'70000' is not a port, use 1 to 65535"),
+            ("icmp/8", "icmp has no ports"),
+            ("tcp@", "is missing after '@'"),
+            ("tcp@app:", "the name of an app is missing"),
+            ("all,tcp", "all stands alone"),
+            ("@app:db", "ports are missing"),
+        ] {
+            let error = rule(PolicyDirection::Egress, wrong).unwrap_err().to_string();
+            assert!(error.contains(why), "{wrong}: {error}");
         }
     }
 

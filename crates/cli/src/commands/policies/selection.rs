@@ -1,12 +1,10 @@
 //! Which machines a policy is for.
 
-use caddis_api::{
-    MachineId,
-    policies::{PolicySelector, SelectedMachine},
-};
+use caddis_api::policies::{PolicySelector, SelectedMachine};
+use caddis_client::Client;
 use clap::Args;
 
-use crate::{CliError, complete};
+use crate::{CliError, commands::machine::choice, complete};
 
 /// Flags that select machines.
 #[derive(Debug, Args)]
@@ -14,8 +12,8 @@ pub struct SelectionFlags {
     /// Select all machines of the app.
     #[arg(long)]
     all: bool,
-    /// Select the machine of this ID; may be repeated.
-    #[arg(long = "machine", value_name = "ID", add = complete::machines())]
+    /// Select the machine of this ID or name; may be repeated.
+    #[arg(long = "machine", value_name = "MACHINE", add = complete::machines())]
     machines: Vec<String>,
     /// Select machines with this in their metadata; all of it where repeated.
     #[arg(long, value_name = "KEY=VALUE")]
@@ -23,8 +21,12 @@ pub struct SelectionFlags {
 }
 
 impl SelectionFlags {
-    /// What they select; `None` where none is given.
-    pub fn selector(&self) -> Result<Option<PolicySelector>, CliError> {
+    /// What they select of an app; `None` where none is given.
+    pub async fn selector(
+        &self,
+        client: &Client,
+        app: &str,
+    ) -> Result<Option<PolicySelector>, CliError> {
         if !self.all && self.machines.is_empty() && self.metadata.is_empty() {
             return Ok(None);
         }
@@ -34,11 +36,13 @@ impl SelectionFlags {
             pair.ok_or_else(|| CliError::new(format!("invalid metadata '{text}': use KEY=VALUE")))
         };
         let metadata = self.metadata.iter().map(pair).collect::<Result<_, _>>()?;
-        let machine = |id: &String| SelectedMachine { id: MachineId::from_trusted(id) };
+        let mut machines = Vec::new();
+        for name in &self.machines {
+            machines.push(SelectedMachine { id: choice::get(client, app, name).await?.id });
+        }
         Ok(Some(PolicySelector {
             all: self.all.then_some(true),
-            machines: (!self.machines.is_empty())
-                .then(|| self.machines.iter().map(machine).collect()),
+            machines: (!machines.is_empty()).then_some(machines),
             metadata: (!self.metadata.is_empty()).then_some(metadata),
         }))
     }

@@ -1,6 +1,6 @@
 //! `caddis network-policies update`.
 
-use caddis_api::policies::PutPolicyRequest;
+use caddis_api::{ErrorCode, policies::PutPolicyRequest};
 use clap::Args;
 
 use super::{rules::RuleFlags, selection::SelectionFlags};
@@ -36,18 +36,22 @@ pub async fn run(update: Update, session: &Session) -> Result<(), CliError> {
     let app = session.app(&update.app)?;
     let former = super::find(&client, &app, &update.policy).await?;
     let (rules, dns) = update.rules.apply(former.rules)?;
+    let selector = update.selection.selector(&client, &app).await?;
     let request = PutPolicyRequest {
         id: Some(former.id.to_string()),
         name: update.name.unwrap_or(former.name),
-        selector: Some(update.selection.selector()?.unwrap_or(former.selector)),
+        selector: Some(selector.unwrap_or(former.selector)),
         rules,
         dns: Some(dns.unwrap_or(former.dns)),
         ..PutPolicyRequest::default()
     };
-    let changed = client
-        .put_policy(&app, &request)
-        .await
-        .map_err(|error| CliError::attempted("could not change the network policy", error))?;
+    let changed = client.put_policy(&app, &request).await.map_err(|error| match error.code() {
+        Some(ErrorCode::AlreadyExists) => CliError::new(format!(
+            "could not change the network policy: app {app} has another one with the name '{}'",
+            request.name
+        )),
+        _ => CliError::attempted("could not change the network policy", error),
+    })?;
     if update.json {
         return Ok(session.printer.json(&changed)?);
     }
