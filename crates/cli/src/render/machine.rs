@@ -100,7 +100,11 @@ pub fn event_info(event: &MachineEvent) -> String {
                 .and_then(|request| request.get("migrated"))
                 .and_then(|v| v.as_bool())
                 == Some(true);
-        return if migrated { "migrated=true".to_owned() } else { start_reason(event) };
+        return match event.kind.as_str() {
+            _ if migrated => "migrated=true".to_owned(),
+            "network" => message(event),
+            _ => start_reason(event),
+        };
     };
     let exit = details.exit_event;
     let cause = exit.cause.map(|cause| format!(",cause={cause}")).unwrap_or_default();
@@ -109,6 +113,12 @@ pub fn event_info(event: &MachineEvent) -> String {
         "exit_code={},oom_killed={},requested_stop={}{cause}{message}",
         exit.exit_code, exit.oom_killed, exit.requested_stop
     )
+}
+
+/// What an event tells in words.
+fn message(event: &MachineEvent) -> String {
+    let message = event.details.as_ref().and_then(|details| details["message"].as_str());
+    message.unwrap_or_default().to_owned()
 }
 
 /// How a machine was started, where that has a reason.
@@ -139,4 +149,25 @@ pub fn mounts(config: &MachineConfig) -> Vec<String> {
 pub fn process_group(config: &MachineConfig) -> String {
     let metadata = config.metadata.as_ref();
     metadata.and_then(|metadata| metadata.get("fly_process_group").cloned()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn events_of_the_network_tell_what_has_happened() {
+        let event = |details: serde_json::Value| {
+            let event = json!({
+                "id": "01JB2KBKM4C3R3VTS7ZGSWH6ZA", "type": "network", "status": "started",
+                "source": "flyd", "timestamp": 0, "details": details
+            });
+            serde_json::from_value::<MachineEvent>(event).unwrap()
+        };
+        let told = event(json!({ "refused": 3, "message": "3 connections refused" }));
+        assert_eq!(event_info(&told), "3 connections refused");
+        assert_eq!(event_info(&event(json!({ "refused": 3 }))), "");
+    }
 }

@@ -155,6 +155,9 @@ async fn a_machine_is_run_stopped_started_and_destroyed() {
     ----- stderr -----
     nothing: no such program
     ");
+    let long = stand.run(&format!("machine exec {id} 'echo hi' --timeout 100 -a shop")).await;
+    let warning = "Warning: --timeout 100 is beyond the longest time, 60 seconds";
+    assert!(long.stderr.starts_with(warning), "{long}");
     assert_snapshot!(stand.run(&format!("machine exec {id} 'sleep 60' --timeout 1 -a shop")).await, @"
     exit code 0
     ----- stdout -----

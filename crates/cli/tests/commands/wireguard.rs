@@ -32,6 +32,7 @@ async fn a_peer_is_created_listed_shown_and_removed() {
     for (line, code, expected) in [
         ("wg create personal local laptop", 1, "the network has a WireGuard peer \"laptop\""),
         ("wg create personal local Laptop", 1, "invalid name, use 1 to 63 lowercase letters"),
+        ("wg create personal nowhere x", 1, "unknown region 'nowhere'; available: local"),
         ("wg create personal local x x.txt", 1, "wg-quick takes the interface's name from it"),
         ("wg remove personal laptop", 0, "Removed WireGuard peer laptop"),
         ("wg remove personal laptop", 1, "could not remove WireGuard peer laptop: Could not find"),

@@ -29,7 +29,7 @@ pub struct Exec {
     /// No effect: commands always run in the machine itself.
     #[arg(long, hide = true)]
     no_container: bool,
-    /// Kill the program after this many seconds.
+    /// Kill the program after this many seconds, at most 60.
     #[arg(long, value_name = "SECONDS")]
     timeout: Option<u64>,
     /// Exit with the program's exit code.
@@ -73,6 +73,12 @@ pub async fn run(exec: Exec, session: &Session) -> Result<(), CliError> {
         }
         let program = attach::Program { command, pty: exec.tty, stdin: true, ..Default::default() };
         return attach::attach(session, &client, &app, &machine.id, program).await;
+    }
+    if let Some(seconds) = exec.timeout.filter(|seconds| *seconds > MAX_TIMEOUT_SECONDS) {
+        printer.note(format_args!(
+            "Warning: --timeout {seconds} is beyond the longest time, {MAX_TIMEOUT_SECONDS} \
+             seconds; --interactive has no limit"
+        ))?;
     }
     let request =
         ExecRequest { cmd: Some(command), timeout: exec.timeout, ..ExecRequest::default() };

@@ -36,6 +36,14 @@ pub async fn run(create: Create, session: &Session) -> Result<(), CliError> {
     let target = Target::check(create.file, false)?;
     let client = session.client()?;
     let org = organization::choose(session, &client, create.org.as_deref()).await?;
+    if let Some(region) = &create.region {
+        let known = client.regions().await?.regions;
+        if known.iter().all(|known| known.code != *region.as_str()) {
+            let known: Vec<_> = known.iter().map(|known| known.code.as_str()).collect();
+            let known = known.join(", ");
+            return Err(CliError::new(format!("unknown region '{region}'; available: {known}")));
+        }
+    }
     let keys = KeyPair::random()?;
     let request = CreateWireGuardPeer {
         name: create.name.unwrap_or_else(names::generate),
