@@ -97,7 +97,7 @@ async fn what_can_not_be_assigned_is_refused_with_the_reason() {
     for (body, status, text) in [
         (json!({}), 400, "invalid type, it is required"),
         (json!({ "type": "v5" }), 400, "invalid type"),
-        (json!({ "type": "egress_pair" }), 412, "no IPv4 egress addresses"),
+        (json!({ "type": "egress_pair" }), 412, "this server has no egress addresses"),
         (json!({ "type": "egress_v6" }), 412, "no IPv6 egress addresses"),
         (json!({ "type": "egress_v4", "region": "x" }), 400, "no egress addresses in 'x'"),
         (json!({ "type": "egress_v4", "ip": "192.0.2.1" }), 400, "only a v4 or v6"),

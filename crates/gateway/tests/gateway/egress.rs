@@ -54,7 +54,7 @@ async fn a_pair_of_an_app_is_assigned_shown_with_its_machines_and_released() {
     let all = ["203.0.113.65", "2001:db8:1::e:1", "203.0.113.66", "2001:db8:1::e:2"];
     assert_eq!(ips(&of_app), all);
     assert_eq!(of_app["egress_ips"][0]["scope"], "app");
-    let machines = [0, 1, 2, 3].map(|index| &of_app["egress_ips"][index]["machine_id"]);
+    let machines = [0_usize, 1, 2, 3].map(|index| &of_app["egress_ips"][index]["machine_id"]);
     assert_eq!(machines, [&json!(id), &json!(id), &Value::Null, &Value::Null]);
 
     // A new machine has its block before its worker is asked for it.
