@@ -78,6 +78,9 @@ table inet {TABLE} {{
         type filter hook prerouting priority raw; policy accept;
         iifname "{TAP_PREFIX}*" fib saddr . iif oif missing drop
         iifname "{UPLINK}" fib saddr . iif oif missing drop
+        # Errors about what can't be delivered, which no peer can send under this address.
+        iifname "{DEVICE}" ip6 saddr & {DNS_MASK} == {DNS} icmpv6 type destination-unreachable \
+            accept
         iifname "{DEVICE}" fib saddr . iif oif missing drop
     }}
     # The name server of each network, as its WireGuard peers see it.

@@ -25,7 +25,7 @@ pub(crate) struct Header {
 pub(crate) enum Unreachable {
     /// No peer has the address.
     NoRoute = 0,
-    /// Where the peer is, is not known: it has not connected yet.
+    /// The peer has not connected yet, or does not answer any more.
     Address = 3,
 }
 

@@ -5,7 +5,7 @@ use std::{
     fmt,
     net::{Ipv6Addr, SocketAddr},
     sync::Arc,
-    time::SystemTime,
+    time::{Duration, Instant, SystemTime},
 };
 
 use ipnet::Ipv6Net;
@@ -17,6 +17,10 @@ use crate::{
     socket::Endpoint,
     tunnel::{Buffer, Message, Opened, Protocol, Received, Sealed, Tick, Tunnel},
 };
+
+/// How long a peer may leave unanswered what is sent to it. One that is there answers within 10 s,
+/// with an empty packet if with nothing else; after 15 s a handshake is tried.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A computer of a user that belongs to a private network.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -86,6 +90,8 @@ struct State {
     is_removed: bool,
     /// Where it was last heard.
     endpoint: Option<Endpoint>,
+    /// Since when what is sent to it is not answered.
+    unanswered: Option<Instant>,
     /// But for its endpoint.
     status: PeerStatus,
 }
@@ -182,7 +188,7 @@ impl Peers {
         source: Endpoint,
         effects: &mut Effects,
     ) {
-        let State { tunnel, is_active, endpoint, status, .. } = &mut **state;
+        let State { tunnel, is_active, endpoint, unanswered, status, .. } = &mut **state;
         let is_new = tunnel.is_none();
         let tunnel = tunnel.get_or_insert_with(|| self.protocol.tunnel(&entry.peer.key));
         if !*is_active {
@@ -203,14 +209,14 @@ impl Peers {
             }
             Received::Confirmed(answer) => {
                 status.last_handshake = Some(SystemTime::now());
-                *endpoint = Some(source);
+                (*endpoint, *unanswered) = (Some(source), None);
                 self.push(entry, answer, source, effects);
                 for sealed in tunnel.waiting() {
                     self.push(entry, sealed, source, effects);
                 }
             }
             Received::Packet(packet) => {
-                *endpoint = Some(source);
+                (*endpoint, *unanswered) = (Some(source), None);
                 for sealed in tunnel.waiting() {
                     self.push(entry, sealed, source, effects);
                 }
@@ -238,12 +244,16 @@ impl Peers {
             return;
         }
         let mut state = entry.state.lock();
-        let State { tunnel, is_active, endpoint, status, .. } = &mut *state;
+        let State { tunnel, is_active, endpoint, unanswered, status, .. } = &mut *state;
         let (Some(tunnel), Some(endpoint)) = (tunnel, *endpoint) else {
             return undeliverable(&packet, Unreachable::Address, effects);
         };
         if !*is_active {
             tunnel.tick();
+        }
+        if unanswered.get_or_insert_with(Instant::now).elapsed() >= PATIENCE {
+            // It is sent all the same, which tries for a session: the peer may be there again.
+            undeliverable(&packet, Unreachable::Address, effects);
         }
         status.sent += packet.len() as u64;
         if let Some(sealed) = tunnel.send(packet) {

@@ -10,7 +10,7 @@ use std::{
 
 use super::{
     Place, on_a_host, run,
-    services::{Machine, TIMEOUT},
+    services::{Machine, SILENCE, TIMEOUT},
 };
 use crate::{Network, links::Links, namespace::Namespace};
 
@@ -99,5 +99,40 @@ fn a_peer_reaches_machines_and_the_name_server_of_its_network_and_nothing_else()
         peer.fails("fdaa:0:5:7::2", 80, ErrorKind::TimedOut);
         let left = network.run_inside("ip -6 route show table all");
         assert!(!left.contains("fdaa:0:5::/80") && !left.contains(DNS_OF_PEERS), "{left}");
+    });
+}
+
+#[test]
+fn machines_are_told_what_the_end_of_the_tunnels_says_of_peers_that_are_not_there() {
+    on_a_host(async || {
+        const NOBODY: &str = "fdaa:0:5::99:2";
+        let directory = tempfile::tempdir().unwrap();
+        let place = Place::beside(&directory);
+        let network = place.start().await.unwrap();
+        let own = Machine::start(&network, &directory, "caddis1", "fdaa:0:5:7::2").await;
+        let peer = connected(&network, &directory).await;
+        let mac_in = |listed: String| {
+            let mac = listed.split("link/ether ").nth(1).unwrap();
+            mac.split(' ').next().unwrap().to_owned()
+        };
+        let here = mac_in(network.run_inside("ip -o link show peers"));
+        let there = mac_in(peer.inside.run(|| run("ip -o link show eth0")).unwrap());
+        // It stands for the server, which answers from the name server's address.
+        network.run_inside(&format!("ip -6 neigh add {NOBODY} lladdr {there} dev peers"));
+        peer.run(&format!(
+            "sysctl -q net.ipv6.conf.all.forwarding=1; \
+             ip address add {DNS_OF_PEERS}/128 dev eth0 nodad; \
+             ip -6 route flush fdaa::/16; \
+             ip -6 route add fdaa::/16 dev eth0 src {DNS_OF_PEERS}; \
+             ip -6 neigh add fdaa:0:5:7::2 lladdr {here} dev eth0; \
+             ip -6 route add unreachable {NOBODY}"
+        ));
+        own.fails(NOBODY, 80, ErrorKind::NetworkUnreachable);
+        // Nothing else comes under that address.
+        let sent = peer.inside.run(|| UdpSocket::bind((DNS_OF_PEERS, 0)).unwrap()).unwrap();
+        let receiver = own.inside.run(|| UdpSocket::bind("[::]:80").unwrap()).unwrap();
+        sent.send_to(b"x", ("fdaa:0:5:7::2", 80)).unwrap();
+        receiver.set_read_timeout(Some(SILENCE)).unwrap();
+        assert_eq!(receiver.recv(&mut [0; 8]).unwrap_err().kind(), ErrorKind::WouldBlock);
     });
 }

@@ -301,6 +301,33 @@ fn machines_are_told_of_peers_that_are_not_there() {
 }
 
 #[test]
+fn machines_are_told_of_a_peer_that_has_gone_until_it_is_back() {
+    let (mut place, mut client) = connected();
+    let (own, machine) = (client.peer.address, ip("fdaa:1:2:9::2"));
+    // None arrives. How many datagrams there were, and codes of errors.
+    let lose = |place: &Place| {
+        let mut effects = Effects::default();
+        place.peers.take_packet(Buffer::copy_from(&packet(machine, own, b"x")[..]), &mut effects);
+        let codes: Vec<_> = effects.packets.iter().map(|error| error[41]).collect();
+        (effects.datagrams.len(), codes)
+    };
+    let wait = |place: &Place| {
+        let entry = place.peers.table.read().by_key[&client.peer.key].clone();
+        let mut state = entry.state.lock();
+        state.unanswered = state.unanswered.and_then(|since| since.checked_sub(PATIENCE));
+    };
+    wait(&place);
+    assert_eq!(lose(&place), (1, vec![]), "it was silent, but nothing was sent to it");
+    assert_eq!(lose(&place), (1, vec![]));
+    wait(&place);
+    for _ in 0..2 {
+        assert_eq!(lose(&place), (1, vec![3]), "told, and tried again");
+    }
+    client.send(&mut place, &packet(own, machine, b"back"));
+    assert_eq!(lose(&place), (1, vec![]));
+}
+
+#[test]
 fn peers_that_are_only_configured_have_nothing_to_be_looked_at() {
     let server = PrivateKey::random();
     let network = NETWORK.parse().unwrap();
