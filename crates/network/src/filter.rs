@@ -7,10 +7,10 @@ use std::{
     process::{Command, Stdio},
 };
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 
 use crate::{
-    DNS, HOST_V4, HOST_V6, NetworkError, TAP_PREFIX, UPLINK,
+    DNS, HOST_V4, HOST_V6, NetworkError, PRIVATE_V6, TAP_PREFIX, UPLINK,
     flycast::{MASK, VALUE},
     namespace::Namespace,
     peers::{DEVICE, DNS_MASK},
@@ -54,7 +54,10 @@ pub(crate) fn denied() -> impl Iterator<Item = IpNet> {
 
 /// The whole table. Loading it again replaces it in one step. Who may meet stays as it is: what is
 /// left of machines that have gone meanwhile lets nobody meet.
-fn ruleset(allowed: &[IpNet]) -> String {
+///
+/// A machine is told that something is refused, in one way whatever is there: TCP is reset, as a
+/// kernel that is still within `connect` ignores an ICMP error; others get one.
+fn ruleset(pool: Ipv4Net, allowed: &[IpNet]) -> String {
     let (v4, v6): (Vec<_>, Vec<_>) =
         allowed.iter().partition(|network| matches!(network, IpNet::V4(_)));
     let permit = |family: &str, networks: &[&IpNet]| {
@@ -98,12 +101,30 @@ table inet {TABLE} {{
         icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} ip6 hoplimit 255 accept
         ip6 daddr {DNS} meta l4proto {{ tcp, udp }} th dport 53 accept
         ip6 daddr & {MASK} == {VALUE} jump to_services
+        # Other networks have one of their own only where they have peers.
+        iifname "{TAP_PREFIX}*" ip6 daddr != {DNS} ip6 daddr & {DNS_MASK} == {DNS} jump refused
         drop
     }}
     # Each network has addresses of its own there.
     chain to_services {{
         iifname "{TAP_PREFIX}*" meta l4proto tcp ip6 saddr . ip6 daddr @{OWN6} accept
+        jump refused
+    }}
+    chain refused {{
+        meta l4proto tcp reject with tcp reset
         reject with icmpx type admin-prohibited
+    }}
+    # Before policies (`policies.rs`), which are not to tell who is there: what a machine sends to
+    # others than those of its network is refused alike, whether anybody has the address or not.
+    chain apart {{
+        type filter hook forward priority filter - 20; policy accept;
+        ct state established,related accept
+        iifname "{TAP_PREFIX}*" ip daddr {pool} jump refused
+        iifname "{TAP_PREFIX}*" ip6 daddr {PRIVATE_V6} ip6 daddr != {HOST_V6} jump of_others
+    }}
+    chain of_others {{
+        ip6 saddr . ip6 daddr @{OWN6} return
+        jump refused
     }}
     chain forwarded {{
         type filter hook forward priority filter; policy accept;
@@ -117,15 +138,15 @@ table inet {TABLE} {{
     }}
     chain from_vm {{
         oifname "{TAP_PREFIX}*" ip6 saddr . ip6 daddr @{OWN6} accept
-        oifname "{TAP_PREFIX}*" drop
+        oifname "{TAP_PREFIX}*" jump refused
         oifname "{DEVICE}" ip6 saddr . ip6 daddr @{OWN6} accept
-        oifname "{DEVICE}" reject with icmpx type admin-prohibited
+        oifname "{DEVICE}" jump refused
         ip daddr {HOST_V4} drop
         ip6 daddr {HOST_V6} drop
         {permit_v4}
         {permit_v6}
-        ip daddr {{ {denied_v4} }} reject with icmpx type admin-prohibited
-        ip6 daddr {{ {denied_v6} }} reject with icmpx type admin-prohibited
+        ip daddr {{ {denied_v4} }} jump refused
+        ip6 daddr {{ {denied_v6} }} jump refused
         accept
     }}
 }}
@@ -141,8 +162,12 @@ const ALSO_NEEDED: &str = "table inet caddis-check { chain leaving { type nat ho
                            tcp flags syn tcp option maxseg size set rt mtu; }; }\n";
 
 /// Loads the filter into the namespace in one transaction. Blocks.
-pub(crate) fn load(namespace: &Namespace, allowed: &[IpNet]) -> Result<(), NetworkError> {
-    let script = ruleset(allowed);
+pub(crate) fn load(
+    namespace: &Namespace,
+    pool: Ipv4Net,
+    allowed: &[IpNet],
+) -> Result<(), NetworkError> {
+    let script = ruleset(pool, allowed);
     let loaded = namespace.run(move || nft(&script, &["-f", "-"]));
     loaded.map_err(NetworkError::io("load the packet filter"))?.map(drop)
 }
@@ -152,7 +177,9 @@ pub(crate) fn load(namespace: &Namespace, allowed: &[IpNet]) -> Result<(), Netwo
 /// # Errors
 /// [`NetworkError::Filter`] with what nft said.
 pub fn check_filter(allowed: &[IpNet]) -> Result<(), NetworkError> {
-    nft(&(ruleset(allowed) + ALSO_NEEDED), &["--check", "-f", "-"]).map(drop)
+    // Any will do.
+    let pool = Ipv4Net::new_assert([10, 201, 0, 0].into(), 16);
+    nft(&(ruleset(pool, allowed) + ALSO_NEEDED), &["--check", "-f", "-"]).map(drop)
 }
 
 /// What nft says, given a script, in the network namespace of the calling thread. Blocks.

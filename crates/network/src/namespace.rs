@@ -20,16 +20,21 @@ use crate::NetworkError;
 
 type Work = Box<dyn FnOnce() + Send>;
 
-/// What the kernel is told in a new namespace. Each is 1 but the last two: whether a source address
-/// is a machine's own is looked up by the filter.
-const SETTINGS: [(&str, &str); 6] = [
+/// What the kernel is told in the namespace.
+const SETTINGS: [(&str, &str); 8] = [
     ("ipv4/ip_forward", "1"),
     ("ipv6/conf/all/forwarding", "1"),
     // Taps get the gateway's address and need no other.
     ("ipv6/conf/default/addr_gen_mode", "1"),
     ("ipv6/conf/all/disable_ipv6", "0"),
+    // Whether a source address is a machine's own is looked up by the filter.
     ("ipv4/conf/all/rp_filter", "0"),
     ("ipv4/conf/default/rp_filter", "0"),
+    // A machine is told of everything that is refused, also at many places at once. The default is
+    // one ICMP error a second. They go to nobody but who has caused them, and the kernel's limit of
+    // all errors (`icmp_msgs_per_sec`) still holds.
+    ("ipv4/icmp_ratelimit", "0"),
+    ("ipv6/icmp/ratelimit", "0"),
 ];
 
 /// See the module's text.

@@ -153,7 +153,7 @@ impl Network {
                 recover::remount(&place, &data_directory);
             }
             let namespace = Namespace::open(&place)?;
-            filter::load(&namespace, &filtered)?;
+            filter::load(&namespace, pool, &filtered)?;
             let inner = Links::open_in(&namespace)?;
             let sets = namespace.run(Socket::open).and_then(|socket| socket);
             Ok((

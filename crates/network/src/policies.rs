@@ -122,7 +122,7 @@ table inet {TABLE} {{
     set without_dns {{ type ipv6_addr; }}
     # Ends a connection that there is, and says of another one that it is not allowed.
     chain refused {{
-        ct state != new meta l4proto tcp reject with tcp reset
+        meta l4proto tcp reject with tcp reset
         reject with icmpx type admin-prohibited
     }}
     # Of no connection, so it is not known who opened it.

@@ -6,6 +6,7 @@ mod matrix;
 mod peers;
 mod policies;
 mod recovery;
+mod refused;
 mod services;
 
 use std::{

@@ -66,8 +66,8 @@ fn a_peer_reaches_machines_and_the_name_server_of_its_network_and_nothing_else()
         peer.fails("fdaa:0:6:7::2", 80, ErrorKind::TimedOut);
         peer.fails("fdaa::2", 80, ErrorKind::TimedOut);
         peer.fails(DNS_OF_PEERS, 80, ErrorKind::TimedOut);
-        peer.fails("fdaa:0:5:0:1::1", 80, ErrorKind::PermissionDenied);
-        foreign.fails(PEER, 80, ErrorKind::PermissionDenied);
+        peer.fails("fdaa:0:5:0:1::1", 80, ErrorKind::ConnectionRefused);
+        foreign.fails(PEER, 80, ErrorKind::ConnectionRefused);
 
         // Under the address of a machine, or of a peer of another network.
         for stolen in ["fdaa:0:5:7::9", "fdaa:0:6::77:2"] {
