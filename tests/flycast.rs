@@ -147,11 +147,11 @@ async fn machines_of_a_network_reach_and_wake_an_app_there_and_others_do_not() -
 
     // Another network knows neither name nor address.
     until_denied(&apart, &host_name).await?;
-    fails(&apart, &literal, "ermission denied").await?;
+    fails(&apart, &literal, "onnection refused").await?;
     let bridge = assign(&stand, "apart").await?;
     until(&apart, &name, is_page).await?;
-    fails(&apart, &literal, "ermission denied").await?;
-    fails(&near, &format!("http://[{bridge}]/"), "ermission denied").await?;
+    fails(&apart, &literal, "onnection refused").await?;
+    fails(&near, &format!("http://[{bridge}]/"), "onnection refused").await?;
     // The host is in no private network.
     let from_host = tokio::net::TcpStream::connect((ip.as_str(), 80));
     let from_host = tokio::time::timeout(std::time::Duration::from_secs(3), from_host).await;

@@ -357,7 +357,7 @@ mod tests {
             assert!(found.message.contains(words), "{}", found.message);
         }
         let (_directory, settings) = settings(&[], None);
-        assert_eq!(egress(&settings).status, Status::Ok, "on this host");
+        assert_eq!(egress(&settings, None).status, Status::Ok, "on this host");
         let routes = "Iface\tDestination\tGateway\neth0\t00000000\t0100000A\neth0\t0000000A\t\
                       00000000\n";
         assert_eq!(gateways_in(routes), ["10.0.0.1".parse::<IpAddr>().unwrap()]);
