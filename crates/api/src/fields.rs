@@ -237,6 +237,7 @@ const NEW_VOLUME: &[&str] = &[
     "compute",
     "compute_image",
     "machines_only",
+    "count",
 ];
 
 /// Fields of a request to update a volume.

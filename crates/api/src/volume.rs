@@ -296,6 +296,10 @@ pub struct CreateVolumeRequest {
     pub compute_image: Option<String>,
     /// Ignored.
     pub machines_only: Option<bool>,
+    /// How many such volumes are going to be created, this one included: refused where there is no
+    /// room for all. One is created all the same. Caddis extension.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub count: Option<u32>,
 }
 
 /// A snapshot of a volume.

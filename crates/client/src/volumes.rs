@@ -91,6 +91,15 @@ impl Client {
         self.read(Request::delete(["v1", "apps", app, "volumes", volume])).await
     }
 
+    /// The same for good, at once, also of one that is deleted already.
+    ///
+    /// # Errors
+    /// 404, 412 while a machine has it.
+    pub async fn purge_volume(&self, app: &str, volume: &str) -> Result<Volume, ClientError> {
+        let delete = Request::delete(["v1", "apps", app, "volumes", volume]);
+        self.read(delete.query("purge", true)).await
+    }
+
     /// `POST …/volumes/{id}/undelete`.
     ///
     /// # Errors

@@ -9,6 +9,18 @@ use caddis_api::ids::InvalidVolumeId;
 
 use crate::{InvalidSize, SizeGib, VolumeId};
 
+/// What there is to do about the lack of space, where deleted volumes have so many GiB of it.
+fn what_frees(deleted: &u64) -> String {
+    let raise = "raise the server's volume-gb";
+    match deleted {
+        0 => format!("delete volumes with --purge, or {raise}"),
+        _ => format!(
+            "deleted volumes have {deleted} GB of them for a day: destroy these with --purge, \
+             wait, or {raise}"
+        ),
+    }
+}
+
 /// Why something could not be done. Unless a variant says otherwise, nothing was changed.
 #[derive(Debug, thiserror::Error)]
 pub enum VolumeError {
@@ -77,8 +89,8 @@ pub enum VolumeError {
     },
     /// The sizes of all volumes together would be more than the host has for volumes.
     #[error(
-        "not enough space for {needed} GB: {declared} of {limit} GB for volumes are reserved, \
-         {deleted} GB of them by deleted volumes, for a day; wait, or raise the server's volume-gb"
+        "not enough space for {needed} GB: {declared} of {limit} GB for volumes are reserved; {}",
+        what_frees(.deleted)
     )]
     LimitReached {
         /// What was asked for in addition, GiB.

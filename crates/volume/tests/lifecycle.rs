@@ -104,8 +104,8 @@ async fn declared_sizes_are_counted_and_no_volume_is_made_or_grown_beyond_the_li
     let error = host.create("vol_c", 2, Filesystem::Raw, false).await.unwrap_err();
     assert_eq!(
         error.to_string(),
-        "not enough space for 2 GB: 9 of 10 GB for volumes are reserved, 0 GB of them by deleted \
-         volumes, for a day; wait, or raise the server's volume-gb"
+        "not enough space for 2 GB: 9 of 10 GB for volumes are reserved; delete volumes with \
+         --purge, or raise the server's volume-gb"
     );
     let grow = host.store.grow(&other, gib(5)).await;
     assert!(matches!(grow, Err(VolumeError::LimitReached { needed: 2, .. })));
@@ -122,6 +122,8 @@ async fn declared_sizes_are_counted_and_no_volume_is_made_or_grown_beyond_the_li
     assert_eq!(host.store.space(), full);
     let refused = host.create("vol_c", 1, Filesystem::Raw, false).await;
     assert!(matches!(refused, Err(VolumeError::LimitReached { deleted: 6, .. })));
+    let text = refused.unwrap_err().to_string();
+    assert!(text.contains("deleted volumes have 6 GB of them for a day"), "{text}");
     host.store.purge(&first).unwrap();
     host.raw("vol_c", 6).await;
     assert_eq!(host.contents(), ["volumes/vol_b", "volumes/vol_c"]);

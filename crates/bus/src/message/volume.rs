@@ -104,6 +104,9 @@ pub enum VolumeAction {
     /// Delete it, unless a machine has it; it can be undeleted for a day. One that is deleted
     /// already is left as it is.
     Delete,
+    /// Delete it for good, at once, whether it is deleted already or not, unless a machine has it:
+    /// its space is free then.
+    Purge,
     /// Take a delete back.
     Undelete,
 }

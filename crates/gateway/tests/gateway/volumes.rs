@@ -153,6 +153,11 @@ async fn what_is_wrong_with_a_request_is_said_and_nothing_is_made() {
             400,
             "invalid fstype 'raw', the source has ext4",
         ),
+        (
+            json!({ "name": "a", "source_volume_id": id, "encrypted": false }),
+            400,
+            "invalid encrypted, the source is encrypted, and so will the new one be",
+        ),
         (json!({ "name": "a", "source_volume_id": "vol_9" }), 400, "has no volume 'vol_9'"),
         (json!({ "name": "a", "source_volume_id": "x" }), 400, "has no volume 'x'"),
         (json!({ "name": "a", "source_volume_id": id, "size_gb": 2 }), 400, "can't be smaller"),
@@ -216,6 +221,44 @@ async fn a_volume_is_updated_extended_deleted_and_undeleted() {
         }
     };
     tokio::time::timeout(TIMEOUT, restored).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_volume_is_purged_at_once_whether_it_was_deleted_before_or_not() {
+    let fixture = with_app().await;
+    for delete_before in [false, true] {
+        let id = fixture.volume("a", "data").await;
+        if delete_before {
+            fixture.call(&format!("DELETE {}", one(&id))).await.ok();
+        }
+        let purged = fixture.call(&format!("DELETE {}?purge=true", one(&id))).await.ok();
+        assert_eq!(
+            (&purged["state"], &purged["deleted_until"]),
+            (&json!("destroyed"), &Value::Null)
+        );
+        assert!(fixture.is_deleted(&id).await);
+    }
+    let id = fixture.volume("a", "data").await;
+    let unclear = fixture.call(&format!("DELETE {}?purge=maybe", one(&id))).await;
+    assert_eq!(unclear.status, 400);
+    assert!(!fixture.is_deleted(&id).await);
+}
+
+#[tokio::test]
+async fn the_first_of_several_volumes_is_refused_where_there_is_no_room_for_all() {
+    let fixture = with_app().await;
+    let before = asked(&fixture);
+    // Its host has 1000 GiB left after the first.
+    let body = |count: u32| json!({ "name": "data", "size_gb": 100, "count": count });
+    let refused = fixture.post(VOLUMES, body(12)).await;
+    assert_eq!(refused.status, 422);
+    assert_eq!(refused.json()["status"], "insufficient_capacity");
+    let text = "there is room for 11 volumes of 100 GiB, not for 12; deleted ones keep their space";
+    assert!(refused.error().contains(text), "{}", refused.error());
+    assert_eq!(asked(&fixture), before, "no worker was asked");
+    let made = fixture.post(VOLUMES, body(11)).await.ok();
+    assert_eq!((&made["size_gb"], made.get("warnings")), (&json!(100), None));
+    assert_eq!(fixture.call("GET /v1/apps/a").await.ok()["volume_count"], 1);
 }
 
 #[tokio::test]

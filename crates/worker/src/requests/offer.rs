@@ -39,7 +39,8 @@ impl Handler for QuestionHandler {
         let volume_shortage = || {
             let free = volume_room?.err()?;
             Some(format!(
-                "{volume_gib} GiB for volumes needed, {free} free; deleted ones count for a day"
+                "{volume_gib} GiB for volumes needed, {free} free; deleted ones count for a day, \
+                 or until they are purged"
             ))
         };
         let shortage = shared.capacity.shortage(free, wanted).or_else(volume_shortage);

@@ -81,6 +81,29 @@ pub(super) async fn delete(
     record(shared, row, request, Room::Reserve).await
 }
 
+/// Deletes a volume for good, at once, whether it is deleted already or not.
+pub(super) async fn purge_now(
+    shared: &Arc<Shared>,
+    id: &VolumeId,
+    request: RequestId,
+) -> Result<(), ApiError> {
+    // The request is carried out when it is gone.
+    delete(shared, id, None).await?;
+    let _turn = shared.volumes.turn(id).await;
+    let row = shared.volumes.row(id).ok_or_else(|| not_found(id))?;
+    if row.state == VolumeState::Destroyed {
+        return Ok(());
+    }
+    if row.deleted_at.is_none() {
+        let text = format!("volume {id} was undeleted at the same time");
+        return Err(ApiError::precondition(text));
+    }
+    remove_files(shared, id).await.map_err(volume_error)?;
+    gone(shared, row, request).await.map_err(unrecorded)?;
+    tracing::info!(volume = %id, "removed a volume for good, as was asked for");
+    Ok(())
+}
+
 pub(super) async fn undelete(
     shared: &Arc<Shared>,
     id: &VolumeId,
@@ -167,17 +190,22 @@ fn due(shared: &Shared, id: &VolumeId) -> Option<VolumeRow> {
 async fn purge_if_due(shared: &Shared, id: &VolumeId) {
     let _turn = shared.volumes.turn(id).await;
     let Some(row) = due(shared, id) else { return };
-    let (files, volume) = (shared.volumes.files.clone(), id.clone());
-    match blocking(move || files.purge(&volume)).await {
-        Ok(()) | Err(VolumeError::NotFound(_)) => {}
-        Err(error) => {
-            tracing::warn!(volume = %id, %error, "can't remove a deleted volume");
-            return;
-        }
+    if let Err(error) = remove_files(shared, id).await {
+        tracing::warn!(volume = %id, %error, "can't remove a deleted volume");
+        return;
     }
     match gone(shared, row, None).await {
         Ok(()) => tracing::info!(volume = %id, "removed a deleted volume"),
         Err(error) => tracing::warn!(volume = %id, %error, "can't forget a removed volume"),
+    }
+}
+
+/// Removes what is left of a deleted volume, if there is anything. Its turn is the caller's.
+async fn remove_files(shared: &Shared, id: &VolumeId) -> Result<(), VolumeError> {
+    let (files, volume) = (shared.volumes.files.clone(), id.clone());
+    match blocking(move || files.purge(&volume)).await {
+        Err(VolumeError::NotFound(_)) => Ok(()),
+        removed => removed,
     }
 }
 

@@ -67,6 +67,7 @@ pub async fn act(
             record(shared, row, request, Room::Free).await?;
         }
         VolumeAction::Delete => delete::delete(shared, volume, request).await?,
+        VolumeAction::Purge => delete::purge_now(shared, volume, request).await?,
         VolumeAction::Undelete => delete::undelete(shared, volume, request).await?,
     }
     reply(shared, volume)

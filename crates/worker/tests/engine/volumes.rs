@@ -236,6 +236,31 @@ async fn a_deleted_volume_can_be_undeleted_for_a_day_and_is_removed_then() {
 }
 
 #[tokio::test]
+async fn a_purged_volume_is_gone_at_once_whether_it_was_deleted_before_or_not() {
+    let fixture = Fixture::new().await;
+    let volume = fixture.created_volume().await;
+    let machine = running_with(&fixture, mounted(&volume)).await;
+    let refused = fixture.act_on(&volume, VolumeAction::Purge).await.unwrap_err();
+    assert_eq!(refused.code, ErrorCode::FailedPrecondition);
+    assert!(fixture.volume_files(&volume).exists());
+    destroy(&fixture, &machine).await;
+
+    let deleted_before = fixture.created_volume().await;
+    fixture.act_on(&deleted_before, VolumeAction::Delete).await.unwrap();
+    let trash = fixture.volume_files(&volume).ancestors().nth(2).unwrap().join("trash");
+    assert_eq!(fs::read_dir(&trash).unwrap().count(), 1);
+    for id in [&volume, &deleted_before] {
+        let purged = fixture.act_on(id, VolumeAction::Purge).await.unwrap();
+        assert_eq!((purged.state, purged.deleted_until), (VolumeState::Destroyed, None));
+        assert!(!fixture.volume_files(id).exists());
+        let back = fixture.act_on(id, VolumeAction::Undelete).await.unwrap_err();
+        assert_eq!(back.code, ErrorCode::NotFound);
+    }
+    assert_eq!(fs::read_dir(&trash).unwrap().count(), 0);
+    fixture.until_volumes_in_time(<[_]>::is_empty).await;
+}
+
+#[tokio::test]
 async fn a_volume_is_extended_at_rest_and_under_its_machine() {
     let fixture = Fixture::new().await;
     let volume = fixture.created_volume().await;

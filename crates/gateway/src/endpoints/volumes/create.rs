@@ -12,7 +12,7 @@ use caddis_api::{
 };
 use caddis_bus::{
     BusError,
-    message::{CreateVolume, SnapshotSource, WorkerReply, WorkerRequest},
+    message::{CreateVolume, Offer, SnapshotSource, WorkerReply, WorkerRequest},
 };
 use caddis_catalog::{AppRecord, AppState, CatalogError, NewVolume, VolumePlacement};
 use serde_json::json;
@@ -141,6 +141,7 @@ async fn place(context: &Context, wanted: Wanted) -> Result<Volume, ApiError> {
                 &volume(context, &wanted).await?,
             )
             .await?;
+            check_count(&wanted, &offers)?;
             if let Some(Source::Snapshot(worker, _)) = source {
                 // A store in a directory is that host's alone.
                 offers.sort_by_key(|offer| offer.worker != *worker);
@@ -166,6 +167,24 @@ async fn place(context: &Context, wanted: Wanted) -> Result<Volume, ApiError> {
         }
     }
     Err(refusal.unwrap_or_else(|| ApiError::internal("no host was tried")))
+}
+
+/// Refuses the first of several volumes for which these hosts have no room together, before any of
+/// them takes some of it.
+fn check_count(wanted: &Wanted, offers: &[Offer]) -> Result<(), ApiError> {
+    let (gib, count) = (u64::from(wanted.size_gb), u64::from(wanted.request.count.unwrap_or(1)));
+    // Each has room for this one, and so much left afterwards; or as much as anybody wants.
+    let of = |offer: &Offer| offer.free_volume_gib.map_or(u64::MAX, |left| 1 + left / gib.max(1));
+    let fitting = offers.iter().map(of).fold(0, u64::saturating_add);
+    if count <= fitting {
+        return Ok(());
+    }
+    let ending = if fitting == 1 { "" } else { "s" };
+    let text = format!(
+        "there is room for {fitting} volume{ending} of {gib} GiB, not for {count}; deleted ones \
+         keep their space for a day, or until they are purged"
+    );
+    Err(ApiError::new(ErrorCode::InsufficientCapacity, text))
 }
 
 /// What the scheduler has to know.

@@ -18,6 +18,7 @@ use crate::{
         context::{AskError, Context},
         errors::{HttpError, unexpected},
         extract::{JsonBody, Named},
+        query::Params,
         responses::{BadBody, NoVolume},
     },
 };
@@ -85,13 +86,19 @@ pub(crate) async fn update(
 
 /// Delete a volume.
 ///
-/// Refused while a machine has it. It can be undeleted for 24 hours.
+/// Refused while a machine has it. It can be undeleted for 24 hours, and its space stays reserved
+/// for as long. With `purge` it is gone at once.
 #[utoipa::path(
     delete,
     path = "/v1/apps/{app_name}/volumes/{volume_id}",
     operation_id = "Volume_delete",
     tag = "Volumes",
-    params(VolumePath),
+    params(
+        VolumePath,
+        ("purge" = Option<bool>, Query, description = "Delete it for good, at once, also when it \
+            is deleted already: its space is free then, and it can't be undeleted. Caddis \
+            extension."),
+    ),
     responses(
         (status = 200, description = "The volume", body = Volume),
         NoVolume,
@@ -101,8 +108,10 @@ pub(crate) async fn update(
 pub(crate) async fn delete(
     State(context): State<Context>,
     path: VolumePath,
+    params: Params,
 ) -> Result<Json<Volume>, HttpError> {
-    let record = path.act(&context, VolumeAction::Delete).await?;
+    let action = if params.flag("purge")? { VolumeAction::Purge } else { VolumeAction::Delete };
+    let record = path.act(&context, action).await?;
     deletion::sync_volume(&context, &record).await?;
     Ok(Json(record.volume))
 }

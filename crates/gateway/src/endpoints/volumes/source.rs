@@ -87,6 +87,12 @@ impl Source {
                 self.filesystem().as_str()
             )));
         }
+        // True is what clients send who say nothing of it.
+        if request.encrypted == Some(false) && self.encrypted() {
+            return Err(ApiError::invalid(format!(
+                "invalid encrypted, {what} is encrypted, and so will the new one be"
+            )));
+        }
         match self {
             Self::Volume(source) if !regions.contains(&source.volume.region) => Err(ApiError::new(
                 ErrorCode::Unprocessable,

@@ -117,6 +117,9 @@ impl State {
                         shown.state = VolumeState::PendingDestroy;
                         shown.deleted_until = Some("2026-04-01T06:08:08.000Z".to_owned());
                     }
+                    VolumeAction::Purge => {
+                        (shown.state, shown.deleted_until) = (VolumeState::Destroyed, None);
+                    }
                     VolumeAction::Undelete => {
                         if shown.state == VolumeState::Destroyed {
                             return Err(ApiError::precondition("the volume is gone"));
