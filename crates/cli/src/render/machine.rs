@@ -100,10 +100,10 @@ pub fn event_info(event: &MachineEvent) -> String {
                 .and_then(|request| request.get("migrated"))
                 .and_then(|v| v.as_bool())
                 == Some(true);
-        return match event.kind.as_str() {
+        return match start_reason(event) {
             _ if migrated => "migrated=true".to_owned(),
-            "network" => message(event),
-            _ => start_reason(event),
+            Some(reason) => reason,
+            None => message(event),
         };
     };
     let exit = details.exit_event;
@@ -117,16 +117,15 @@ pub fn event_info(event: &MachineEvent) -> String {
 
 /// What an event tells in words.
 fn message(event: &MachineEvent) -> String {
-    let message = event.details.as_ref().and_then(|details| details["message"].as_str());
-    message.unwrap_or_default().to_owned()
+    event.told()["message"].as_str().unwrap_or_default().to_owned()
 }
 
 /// How a machine was started, where that has a reason.
-fn start_reason(event: &MachineEvent) -> String {
+fn start_reason(event: &MachineEvent) -> Option<String> {
     let told = |key: &str| event.details.as_ref().and_then(|details| details[key].as_str());
     match (told("start_kind"), told("start_reason").filter(|reason| !reason.is_empty())) {
-        (Some(kind), Some(reason)) => format!("start_kind={kind} ({reason})"),
-        _ => String::new(),
+        (Some(kind), Some(reason)) => Some(format!("start_kind={kind} ({reason})")),
+        _ => None,
     }
 }
 
@@ -158,16 +157,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn events_of_the_network_tell_what_has_happened() {
-        let event = |details: serde_json::Value| {
-            let event = json!({
-                "id": "01JB2KBKM4C3R3VTS7ZGSWH6ZA", "type": "network", "status": "started",
-                "source": "flyd", "timestamp": 0, "details": details
+    fn the_message_of_an_event_of_any_kind_is_told_unless_there_is_more_to_say() {
+        let info = |kind: &str, details: serde_json::Value| {
+            let told = json!({
+                "id": "01JZX3F3Q8D2000000000000AA", "type": kind, "status": "started",
+                "source": "flyd", "timestamp": 1, "details": details,
             });
-            serde_json::from_value::<MachineEvent>(event).unwrap()
+            event_info(&serde_json::from_value(told).unwrap())
         };
-        let told = event(json!({ "refused": 3, "message": "3 connections refused" }));
-        assert_eq!(event_info(&told), "3 connections refused");
-        assert_eq!(event_info(&event(json!({ "refused": 3 }))), "");
+        for kind in ["volume", "host_status", "network", "restart", "a kind to come"] {
+            let details = json!({ "message": "the disk is full", "level": "warning" });
+            assert_eq!(info(kind, details), "the disk is full", "{kind}");
+            assert_eq!(info(kind, json!({ "level": "info" })), "", "{kind}");
+        }
+        let start = json!({ "start_kind": "cold", "start_reason": "no room", "message": "x" });
+        assert_eq!(info("start", start), "start_kind=cold (no room)");
     }
 }
