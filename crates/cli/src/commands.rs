@@ -10,7 +10,7 @@ mod explain;
 mod image;
 mod ips;
 mod logs;
-mod machine;
+pub(crate) mod machine;
 mod orgs;
 mod platform;
 mod policies;

@@ -95,6 +95,7 @@ fn words(step: &str) -> Option<&'static str> {
         "upload" => "Uploading the archive",
         "create_volume" => "Creating the volume",
         "restore_volume" => "Restoring the volume",
+        "fill_volume" => "Filling the volume",
         "take_snapshot" => "Taking the snapshot",
         "prepare_root" => "Preparing the root disk",
         "launch" => "Starting the VM",

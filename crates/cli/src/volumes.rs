@@ -1,17 +1,24 @@
 //! What commands about volumes have in common.
 
+mod filled;
+mod missing;
+
 use std::time::Duration;
 
 use caddis_api::{
-    Volume,
+    Volume, VolumeId,
     config::Guest,
-    volume::{CreateVolumeRequest, VolumeOperation, VolumeState},
+    volume::{CreateVolumeRequest, VolumeOperation, VolumeSnapshot, VolumeState},
 };
 use caddis_client::Client;
 use clap::Args;
 use jiff::{Timestamp, tz::TimeZone};
 use serde_json::{Map, Value, json};
 
+pub use self::{
+    filled::WaitFlags,
+    missing::{make_missing, remain},
+};
 use crate::{
     CliError, Printer, complete,
     globals::AppArgs,
@@ -77,11 +84,28 @@ impl Which {
         let (app, client) = (session.app(&self.app)?, session.client()?);
         let unasked = "volume ID must be specified when not running interactively";
         let id = match self.id {
-            Some(id) => id,
+            Some(id) => checked(&app, id)?,
             None => choose(session, &client, &app, (unasked, &holds)).await?,
         };
         Ok((client, app, id))
     }
+}
+
+/// What is an id of a volume, if there is one or not.
+pub fn checked(app: &str, id: String) -> Result<String, CliError> {
+    match id.parse::<VolumeId>() {
+        Ok(_) => Ok(id),
+        Err(_) => Err(CliError::with_hint(
+            format!("invalid volume ID, '{}'", id.escape_debug()),
+            format!("'caddis volumes list -a {app}' shows the IDs of volumes."),
+        )),
+    }
+}
+
+/// A volume by its id; an error names it.
+pub async fn get(client: &Client, app: &str, id: &str) -> Result<Volume, CliError> {
+    let volume = client.get_volume(app, id).await;
+    volume.map_err(|error| CliError::attempted(format!("failed to get volume {id}"), error))
 }
 
 /// Has the user choose one of the volumes of which something holds. `unasked` is the error when
@@ -140,11 +164,21 @@ pub async fn make(
     app: &str,
     request: &CreateVolumeRequest,
 ) -> Result<Volume, CliError> {
+    make_as(session, client, app, (request, "failed creating volume")).await
+}
+
+/// The same, with what is attempted in front of the server's error.
+async fn make_as(
+    session: &Session,
+    client: &Client,
+    app: &str,
+    (request, what): (&CreateVolumeRequest, &str),
+) -> Result<Volume, CliError> {
     let created = client.create_volume(app, request).await;
-    let mut volume =
-        created.map_err(|error| CliError::attempted("failed creating volume", error))?;
+    let mut volume = created.map_err(|error| CliError::attempted(what, error))?;
+    let id = volume.id.clone();
     let mut unfinished =
-        Unfinished { printer: &session.printer, app, volume: &volume.id.clone(), over: false };
+        Unfinished { printer: &session.printer, app, volume: &id, doing: "created", over: false };
     let begun = tokio::time::Instant::now();
     let mut progress = None;
     while matches!(volume.state, VolumeState::Creating | VolumeState::Restoring) {
@@ -161,60 +195,20 @@ pub async fn make(
         volume = client.get_volume(app, volume.id.as_str()).await?;
     }
     unfinished.over = true;
-    if volume.state == VolumeState::Failed {
-        let reason = volume.operation.and_then(|operation| operation.error);
-        return Err(CliError::with_hint(
-            format!(
-                "volume {} could not be created: {}",
-                volume.id,
-                reason.unwrap_or_else(|| "the server's log says why".to_owned())
-            ),
-            format!("'caddis volumes destroy {} -a {app}' removes it.", volume.id),
-        ));
-    }
-    Ok(volume)
+    if volume.state == VolumeState::Failed { Err(failed(app, volume)) } else { Ok(volume) }
 }
 
-/// Makes the volumes of a machine's mounts that are given by a name which no volume has that could
-/// be meant: of the smallest size, where the machine will fit.
-pub async fn make_missing(
-    session: &Session,
-    client: &Client,
-    app: &str,
-    config: &Map<String, Value>,
-    region: Option<&str>,
-) -> Result<(), CliError> {
-    let mounts = config.get("mounts").and_then(Value::as_array);
-    let given = mounts.into_iter().flatten().filter_map(|mount| mount["volume"].as_str());
-    let mut names: Vec<_> = given.filter(|given| !given.starts_with("vol_")).collect();
-    names.dedup();
-    if names.is_empty() {
-        return Ok(());
-    }
-    let known = client.list_volumes(app).await?;
-    let is_meant = |volume: &Volume| {
-        !volume.state.is_deleted() && region.is_none_or(|region| volume.region.as_str() == region)
-    };
-    let known: Vec<_> = known.into_iter().filter(is_meant).collect();
-    let compute = config.get("guest").cloned().and_then(|guest| serde_json::from_value(guest).ok());
-    for name in names {
-        if known.iter().any(|volume| volume.name == name) {
-            continue;
-        }
-        let request = CreateVolumeRequest {
-            name: name.to_owned(),
-            region: region.map(str::to_owned),
-            size_gb: Some(1),
-            compute: compute.clone(),
-            ..CreateVolumeRequest::default()
-        };
-        let Volume { id, size_gb, region, .. } = make(session, client, app, &request).await?;
-        session.printer.note(format_args!(
-            "Created volume {id} ({name}, {size_gb} GB, region {region}), since there was none of \
-             this name."
-        ))?;
-    }
-    Ok(())
+/// A volume that could not be made, or not be filled.
+fn failed(app: &str, volume: Volume) -> CliError {
+    let reason = volume.operation.and_then(|operation| operation.error);
+    CliError::with_hint(
+        format!(
+            "volume {} could not be created: {}",
+            volume.id,
+            reason.unwrap_or_else(|| "the server's log says why".to_owned())
+        ),
+        format!("'caddis volumes destroy {} -a {app}' removes it.", volume.id),
+    )
 }
 
 /// Bytes done, and how many are to do; 0 where that is not known.
@@ -228,17 +222,18 @@ pub fn extent(operation: Option<&VolumeOperation>) -> (u64, u64) {
 struct Unfinished<'a> {
     printer: &'a Printer,
     app: &'a str,
-    volume: &'a caddis_api::VolumeId,
+    volume: &'a VolumeId,
+    doing: &'static str,
     over: bool,
 }
 
 impl Drop for Unfinished<'_> {
     fn drop(&mut self) {
-        let (volume, app) = (self.volume, self.app);
+        let (volume, app, doing) = (self.volume, self.app, self.doing);
         if !self.over {
             // Nobody may be there to read it.
             let _ = self.printer.note(format_args!(
-                "Volume {volume} is being created in app {app}; 'caddis volumes show {volume} -a \
+                "Volume {volume} is being {doing} in app {app}; 'caddis volumes show {volume} -a \
                  {app}' shows it."
             ));
         }
@@ -255,11 +250,16 @@ pub fn print(session: &Session, app: &str, volume: &Volume) -> Result<(), CliErr
         ("Zone", volume.zone.clone()),
         ("Size GB", volume.size_gb.to_string()),
         ("Encrypted", volume.encrypted.to_string()),
+        ("File system", volume.fstype.as_str().to_owned()),
         ("Created at", rfc_822(&volume.created_at)),
         ("Snapshot retention", volume.snapshot_retention.to_string()),
         ("Scheduled snapshots", volume.auto_backup_enabled.to_string()),
         ("State", volume.state.as_str().to_owned()),
     ];
+    if volume.bytes_total > 0 {
+        let (used, total) = (size::binary(volume.bytes_used), size::binary(volume.bytes_total));
+        facts.push(("Used", format!("{used} of {total}")));
+    }
     if let Some(machine) = &volume.attached_machine_id {
         facts.push(("Attached VM", machine.to_string()));
     }
@@ -284,6 +284,17 @@ pub fn print(session: &Session, app: &str, volume: &Volume) -> Result<(), CliErr
     }
     for (label, value) in facts {
         session.printer.out(format_args!("{label:>20}: {value}"))?;
+    }
+    Ok(())
+}
+
+/// Prints which snapshots failed or are delayed, and why.
+pub fn tell_of_troubles(session: &Session, snapshots: &[VolumeSnapshot]) -> Result<(), CliError> {
+    for snapshot in snapshots {
+        if let Some(error) = snapshot.operation.as_ref().and_then(|row| row.error.as_ref()) {
+            let (id, status) = (&snapshot.id, snapshot.status.as_str());
+            session.printer.note(format_args!("Snapshot {id} is {status}: {error}"))?;
+        }
     }
     Ok(())
 }

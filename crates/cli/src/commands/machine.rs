@@ -1,6 +1,6 @@
 //! `caddis machine`.
 
-pub(super) mod arguments;
+pub(crate) mod arguments;
 pub mod choice;
 mod clone;
 mod cordon;

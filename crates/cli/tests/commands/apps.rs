@@ -71,6 +71,20 @@ async fn apps_come_and_go() {
 }
 
 #[tokio::test]
+async fn what_is_destroyed_with_an_app_is_told_before() {
+    let stand = Stand::with_app().await;
+    stand.machine_with("web -v data:/data").await;
+    stand.run("volumes create data -a shop --yes").await.ok();
+    assert_snapshot!(stand.run("apps destroy shop").await, @"
+    exit code 1
+    ----- stderr -----
+    Destroying an app is not reversible.
+    App shop has 1 machine and 2 volumes, destroyed with it. Its volumes can't be undeleted afterwards.
+    Error: yes flag must be specified when not running interactively
+    ");
+}
+
+#[tokio::test]
 async fn images_that_machines_use_stay() {
     let stand = Stand::with_app().await;
     assert_snapshot!(stand.run("image list").await, @"

@@ -198,7 +198,7 @@ impl Stand {
                 (r"\b(\d+h)?(\d+m)?\d+[sm] ago", "[AGO]"),
                 (r"\d+\.\d ms", "[TIME]"),
                 (r"\d\d [A-Z][a-z]{2} \d\d \d\d:\d\d UTC", "[TIME]"),
-                (r"(?m)^  (Creating the volume|Restoring|Taking)[^\n]*\n", ""),
+                (r"(?m)^  (Creating the volume|Restoring|Filling|Taking)[^\n]*\n", ""),
                 // That of its host.
                 (r"(Zone: |│ )[0-9a-f]{4}(\n| │)", "${1}zone$2"),
                 (r"fdaa:[0-9a-f:]+", "[IPV6]"),

@@ -33,6 +33,7 @@ async fn a_volume_is_created_shown_and_listed() {
                     Zone: zone
                  Size GB: 3
                Encrypted: true
+             File system: ext4
               Created at: [TIME]
       Snapshot retention: 5
      Scheduled snapshots: true
@@ -46,6 +47,9 @@ async fn a_volume_is_created_shown_and_listed() {
     let pair = "vol create pair -a shop --count 2 --require-unique-zone --no-encryption --json";
     let pair = stand.run(pair).await;
     assert_eq!((pair.code, pair.json().as_array().unwrap().len()), (1, 1));
+    for part in ["volume 2 of 2...\n", "1 of 2 volumes were created and remain.\n"] {
+        assert!(pair.stderr.contains(part), "{pair}");
+    }
     let id = pair.json()[0]["id"].as_str().unwrap().to_owned();
     stand.run(&format!("volumes destroy {id} -a shop --yes")).await.ok();
     assert_eq!(stand.run("vol create pair -a shop --count 0").await.code, 1);
@@ -63,7 +67,13 @@ async fn a_volume_is_created_shown_and_listed() {
     assert_snapshot!(stand.run("volumes show vol_1 -a shop").await, @"
     exit code 1
     ----- stderr -----
-    Error: volume not found (Request ID: …)
+    Error: failed to get volume vol_1: volume not found (Request ID: …)
+    ");
+    assert_snapshot!(stand.run("volumes show data -a shop").await, @"
+    exit code 1
+    ----- stderr -----
+    Error: invalid volume ID, 'data'
+    'caddis volumes list -a shop' shows the IDs of volumes.
     ");
 }
 
@@ -102,7 +112,10 @@ async fn a_volume_is_extended_updated_destroyed_and_undeleted() {
     Error: Volume size must be specified
     ");
     let extended = stand.run(&format!("volumes extend {id} -a shop --size +1 --json")).await.ok();
-    assert_eq!(extended.json()["size_gb"], 3);
+    assert_eq!(
+        (&extended.json()["size_gb"], &extended.json()["needs_restart"]),
+        (&3.into(), &false.into())
+    );
     let extended = stand.run(&format!("volumes extend {id} -a shop -s 7gb --json")).await.ok();
     assert_eq!(extended.json()["size_gb"], 7);
     assert_snapshot!(stand.run(&format!("volumes extend {id} -a shop -s 2")).await, @"
@@ -115,7 +128,7 @@ async fn a_volume_is_extended_updated_destroyed_and_undeleted() {
     assert_snapshot!(stand.run(&format!("volumes destroy {id} -a shop")).await, @"
     exit code 1
     ----- stderr -----
-    Warning! Individual volumes are pinned to individual hosts. You should have two or more volumes per application. Deleting this volume will leave you with fewer volumes 'data'.
+    Warning! Individual volumes are pinned to individual hosts. You should have two or more volumes per application. Deleting this volume will leave you with fewer volumes 'data'. Deleting a volume can be taken back for a day only, and its space stays reserved for as long; --purge frees it at once.
     Error: yes flag must be specified when not running interactively
     ");
     let destroyed = stand.run(&format!("volumes destroy {id} -a shop --yes")).await;
@@ -125,7 +138,7 @@ async fn a_volume_is_extended_updated_destroyed_and_undeleted() {
     Destroyed volume ID: volume-id-0000000001 name: data
 
     ----- stderr -----
-    'caddis volumes undelete volume-id-0000000001 -a shop' brings it back until [TIME].
+    'caddis volumes undelete volume-id-0000000001 -a shop' brings it back until [TIME]. Until then its space stays reserved, unless it is destroyed with --purge.
     ");
     let back = stand.run(&format!("volumes undelete {id} -a shop --json")).await.ok();
     assert_eq!(back.json()["state"], "created");
@@ -134,6 +147,49 @@ async fn a_volume_is_extended_updated_destroyed_and_undeleted() {
     ----- stderr -----
     Error: volume ID or app required
     ");
+}
+
+#[tokio::test]
+async fn volumes_are_purged_and_none_is_gone_where_one_is_mistyped() {
+    let stand = Stand::with_app().await;
+    let (one, other) = (stand.volume("data").await, stand.volume("data").await);
+    for bad in ["vol_1", "bad"] {
+        let refused = stand.run(&format!("volumes destroy {one} {bad} -a shop --yes")).await;
+        assert!(refused.code == 1 && refused.stderr.contains(bad), "{refused}");
+        assert_eq!(refused.stdout, "");
+    }
+    let deleted = stand.run(&format!("volumes destroy {one} -a shop --yes --json")).await.ok();
+    assert_eq!(deleted.json()[0]["state"], "pending_destroy");
+    assert_snapshot!(stand.run(&format!("volumes destroy {one} -a shop --purge")).await, @"
+    exit code 1
+    ----- stderr -----
+    Deleting a volume with --purge is not reversible.
+    Error: yes flag must be specified when not running interactively
+    ");
+    assert_snapshot!(stand.run(&format!("volumes rm {one} {other} -a shop --purge -y")).await, @"
+    exit code 0
+    ----- stdout -----
+    Destroyed volume ID: volume-id-0000000001 name: data
+    Destroyed volume ID: volume-id-0000000002 name: data
+    ");
+    for id in [one, other] {
+        let back = stand.run(&format!("volumes undelete {id} -a shop")).await;
+        assert!(back.code == 1 && back.stderr.contains(&id), "{back}");
+    }
+}
+
+#[tokio::test]
+async fn what_no_volume_can_have_is_refused_before_any_is_made() {
+    let stand = Stand::with_app().await;
+    for (arguments, text) in [
+        ("--count 101", "invalid count, at most 100: each volume has its whole size reserved"),
+        ("--snapshot-retention 0", "invalid snapshot retention, must be between 1 and 60 days"),
+    ] {
+        let refused = stand.run(&format!("volumes create data -a shop --yes {arguments}")).await;
+        assert!(refused.code == 1 && refused.stderr.contains(text), "{refused}");
+    }
+    let volumes = stand.run("volumes list -a shop --json").await.ok().json();
+    assert_eq!(volumes, serde_json::json!([]));
 }
 
 #[tokio::test]
@@ -150,11 +206,20 @@ async fn a_volume_is_forked() {
                     Zone: zone
                  Size GB: 2
                Encrypted: true
+             File system: ext4
               Created at: [TIME]
       Snapshot retention: 5
      Scheduled snapshots: true
                    State: created
     ");
+    let apart = format!("volumes fork {id} -a shop --require-unique-zone");
+    assert_snapshot!(stand.run(&apart).await, @"
+    exit code 1
+    ----- stderr -----
+    Error: a copy of a volume is made on the host of its source, not in a zone of its own
+    A volume made from a snapshot ('caddis volumes create --snapshot-id') can be on another host.
+    ");
+    stand.run(&format!("{apart}=false --wait")).await.ok();
     let fork = stand.run(&format!("volumes fork {id} -a shop --name copy --json")).await.ok();
     assert_eq!((&fork.json()["name"], &fork.json()["size_gb"]), (&"copy".into(), &2.into()));
 }
@@ -192,6 +257,8 @@ async fn snapshots_are_taken_listed_and_deleted() {
     Deleting a snapshot is not reversible.
     Error: yes flag must be specified when not running interactively
     ");
+    let mistyped = stand.run(&format!("{line} vs_1 --yes")).await;
+    assert!(mistyped.code == 1 && !mistyped.stdout.contains("Deleted"), "{mistyped}");
     assert_snapshot!(stand.run(&format!("{line} --yes")).await, @"
     exit code 0
     ----- stdout -----
@@ -215,7 +282,7 @@ async fn a_snapshot_that_is_only_asked_for_is_told_where_to_be_looked_for() {
     assert_snapshot!(stand.run("volumes snapshots create vol_1 -a shop").await, @"
     exit code 1
     ----- stderr -----
-    Error: volume not found (Request ID: …)
+    Error: failed to snapshot volume vol_1: volume not found (Request ID: …)
     ");
     assert_eq!(stand.run("volumes snapshots create -a shop --wait-timeout 5").await.code, 1);
 }
@@ -230,6 +297,11 @@ async fn a_volume_is_created_from_a_snapshot() {
     let made = stand.run(&create).await.ok().json();
     assert_eq!((&made["size_gb"], &made["name"]), (&1.into(), &"data".into()));
     assert_eq!(stand.run(&format!("{create} --size 2")).await.ok().json()["size_gb"], 2);
+    let filled = stand.run(&format!("{create} --wait")).await.ok().json();
+    assert_eq!(filled["state"], "created");
+    let plain = stand.run(&format!("{create} --no-encryption")).await;
+    let text = "invalid encrypted, the volume of the snapshot is encrypted";
+    assert!(plain.code == 1 && plain.stderr.contains(text), "{plain}");
     let unknown = stand.run("volumes create data -a shop --snapshot-id vs_1 --json").await;
     assert!(unknown.stderr.contains("the organization has no snapshot 'vs_1'"), "{unknown}");
 }
@@ -282,15 +354,31 @@ async fn a_volume_that_is_mounted_by_a_new_name_is_made() {
     let taken = stand.run("machine run web -a shop --detach -v data:/data").await;
     assert!(taken.stderr.contains("no unattached volume 'data' in region local"), "{taken}");
     let elsewhere = stand.run("machine run web -a shop --region xyz -v data:/data").await;
-    assert!(elsewhere.stderr.contains("failed creating volume"), "{elsewhere}");
+    let text = "could not create volume 'data', since there is none in region xyz: could not find \
+                a candidate host: unknown region 'xyz'";
+    assert!(elsewhere.stderr.contains(text), "{elsewhere}");
     let volumes = stand.run("volumes list -a shop --json").await.ok().json();
     assert_eq!(volumes.as_array().unwrap().len(), 1);
 
-    // A machine that could not be made leaves it for the next.
+    // What can be checked is checked before.
+    stand.machine("taken").await;
+    for (arguments, text) in [
+        ("web -v log:rel", "could not launch machine: invalid config.mounts[0].path, must be an"),
+        ("web -v log:/a -v log:/a", "invalid config.mounts[1].path, it is the path of another"),
+        ("web -v log:/log --name taken", "already exists with name \"taken\"\nThe name is already"),
+    ] {
+        let refused = stand.run(&format!("machine run {arguments} -a shop --detach")).await;
+        assert!(refused.code == 1 && refused.stderr.contains(text), "{refused}");
+        assert!(!refused.stderr.contains("Created volume"), "{refused}");
+    }
+    // A machine that could not be made leaves none.
     let bad = stand.run("machine run missing -a shop --detach -v log:/log").await;
     assert!(bad.code == 1 && bad.stderr.contains("Created volume"), "{bad}");
+    assert!(bad.stderr.contains("Removed volume "), "{bad}");
+    let volumes = stand.run("volumes list -a shop --json").await.ok().json();
+    assert_eq!(volumes.as_array().unwrap().len(), 1);
     let again = stand.run("machine run web -a shop --detach -v log:/log").await.ok();
-    assert!(!again.stderr.contains("Created volume"), "{again}");
+    assert!(again.stderr.contains("Created volume"), "{again}");
 }
 
 #[tokio::test]
@@ -334,10 +422,12 @@ async fn a_machine_is_run_with_volumes_by_id_and_by_name() {
                     Zone: zone
                  Size GB: 4
                Encrypted: true
+             File system: ext4
               Created at: [TIME]
       Snapshot retention: 5
      Scheduled snapshots: true
                    State: created
+                    Used: 410 MiB of 4.0 GiB
              Attached VM: machine-id-001
 
     ----- stderr -----

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use caddis_client::Client;
+use caddis_client::{Client, ListMachines};
 use clap::Args;
 use futures::StreamExt as _;
 
@@ -39,6 +39,9 @@ pub async fn run(destroy: Destroy, session: &Session) -> Result<(), CliError> {
     for name in &destroy.names {
         if !destroy.yes {
             printer.note(printer.paint_error("Destroying an app is not reversible."))?;
+            if let Some(lost) = what_is_lost(&client, name).await? {
+                printer.note(printer.paint_error(&lost))?;
+            }
             prompt::confirm(printer, &format!("Destroy app {name}?"), prompt::NO_YES).await?;
         }
         client.delete_app(name).await?;
@@ -46,6 +49,23 @@ pub async fn run(destroy: Destroy, session: &Session) -> Result<(), CliError> {
         printer.out(format_args!("Destroyed app {name}"))?;
     }
     Ok(())
+}
+
+/// What an app has that is destroyed with it.
+async fn what_is_lost(client: &Client, name: &str) -> Result<Option<String>, CliError> {
+    let all = ListMachines::default();
+    let (machines, volumes) =
+        tokio::join!(client.list_machines(name, &all), client.list_volumes(name));
+    let volumes = volumes?.iter().filter(|volume| !volume.state.is_deleted()).count();
+    let counted = [(machines?.len(), "machine"), (volumes, "volume")];
+    let counted = counted.iter().filter(|(count, _)| *count > 0);
+    let words: Vec<_> = counted
+        .map(|(count, noun)| format!("{count} {noun}{}", if *count == 1 { "" } else { "s" }))
+        .collect();
+    Ok((!words.is_empty()).then(|| {
+        let undelete = if volumes > 0 { " Its volumes can't be undeleted afterwards." } else { "" };
+        format!("App {name} has {}, destroyed with it.{undelete}", words.join(" and "))
+    }))
 }
 
 /// The server answers before the app's machines are gone. Who follows them hears when the app is.

@@ -12,6 +12,7 @@ use crate::{
     render::machine::full_image,
     session::Session,
     spec::{self, VmFlags},
+    volumes,
     waiting::{self, Outcome},
 };
 
@@ -90,7 +91,7 @@ pub async fn run(clone: Clone, session: &Session) -> Result<(), CliError> {
     };
     let created = launch::attempt(session, &client, &app, &request).await;
     let (created, mut unfinished) = created.map_err(|error| {
-        mounts::remain(session, &app, &made);
+        volumes::remain(session, &app, &made);
         launch::failed(session, &format!("could not clone machine {}", source.id), image, error)
     })?;
     let id = &created.id;

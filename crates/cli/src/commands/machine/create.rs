@@ -82,7 +82,8 @@ pub async fn run(create: Create, launched: bool, session: &Session) -> Result<()
     spec::add_mounts(&mut config, &create.volume)?;
     launch::warn(printer, &config, &create.flags)?;
     let app = choose_app(&create.app, create.org.as_deref(), &client, session).await?;
-    volumes::make_missing(session, &client, &app, &config, create.region.as_deref()).await?;
+    let wanted = (create.name.as_deref(), create.region.as_deref());
+    let made = volumes::make_missing(session, &client, &app, &config, wanted).await?;
     let standby = spec::is_standby(&config);
     let request = CreateMachineRequest {
         config: Some(config.into()),
@@ -91,7 +92,8 @@ pub async fn run(create: Create, launched: bool, session: &Session) -> Result<()
         skip_launch: !launched || standby,
         ..CreateMachineRequest::default()
     };
-    let (created, mut unfinished) = launch::create(session, &client, &app, request).await?;
+    let created = launch::create(session, &client, &app, request).await;
+    let (created, mut unfinished) = made.settle(created).await?;
     printer.out(format_args!("Image: {}", machine::full_image(&created.image_ref)))?;
     if let Some(bytes) = created.image_size {
         printer.out(format_args!("Image size: {}", size::decimal(bytes)))?;

@@ -95,13 +95,15 @@ pub async fn run(shell: &ShellFlags, fresh: Fresh<'_>, session: &Session) -> Res
         let (client, app) = (client.clone(), app.clone());
         session.at_end(async move { remove_unless_used(&client, &app).await });
     }
-    volumes::make_missing(session, &client, &app, &config, fresh.region.as_deref()).await?;
+    let wanted = (None, fresh.region.as_deref());
+    let made = volumes::make_missing(session, &client, &app, &config, wanted).await?;
     let request = CreateMachineRequest {
         config: Some(config.into()),
         region: fresh.region,
         ..Default::default()
     };
-    let (created, mut unfinished) = launch::create(session, &client, &app, request).await?;
+    let created = launch::create(session, &client, &app, request).await;
+    let (created, mut unfinished) = made.settle(created).await?;
     // From here on it is removed at the end, whatever that is.
     unfinished.over = true;
     let id = created.id.clone();

@@ -1,6 +1,6 @@
 //! `caddis volumes create`.
 
-use caddis_api::volume::CreateVolumeRequest;
+use caddis_api::volume::{CreateVolumeRequest, SNAPSHOT_RETENTION};
 use clap::{ArgAction, Args};
 
 use crate::{
@@ -9,8 +9,11 @@ use crate::{
     prompt,
     session::Session,
     spec::VmFlags,
-    volumes::{self, ZoneFlags, compute, gib},
+    volumes::{self, WaitFlags, ZoneFlags, compute, gib},
 };
+
+/// Most volumes of one command: a slip beyond it would take a host's space for volumes.
+const MAX_COUNT: u32 = 100;
 
 /// `caddis volumes create`.
 #[derive(Debug, Args)]
@@ -52,10 +55,10 @@ pub struct Create {
     /// Fill it from this snapshot, of any volume of the organization.
     #[arg(long, value_name = "ID")]
     snapshot_id: Option<String>,
-    /// What is on it: ext4 or raw.
-    #[arg(long, value_name = "TYPE", hide = true)]
+    /// What is on it: ext4, or raw for a block device [default: ext4, or that of the snapshot].
+    #[arg(long, value_name = "TYPE")]
     fs_type: Option<String>,
-    /// Number of volumes.
+    /// Number of volumes, at most 100: each has its whole size reserved on a host.
     #[arg(
         short = 'n',
         long,
@@ -64,6 +67,8 @@ pub struct Create {
         value_parser = clap::value_parser!(u32).range(1..)
     )]
     count: u32,
+    #[command(flatten)]
+    wait: WaitFlags,
     /// Don't ask for confirmation.
     #[arg(short, long, alias = "auto-confirm")]
     yes: bool,
@@ -84,6 +89,19 @@ pub async fn run(create: Create, session: &Session) -> Result<(), CliError> {
     if size_gb == Some(0) {
         return Err(CliError::new("a volume has at least 1 GB"));
     }
+    if create.count > MAX_COUNT {
+        return Err(CliError::new(format!(
+            "invalid count, at most {MAX_COUNT}: each volume has its whole size reserved on a \
+             host; for more, repeat the command"
+        )));
+    }
+    // The server takes 0 for what is not given.
+    if create.snapshot_retention == 0 {
+        let (least, most) = SNAPSHOT_RETENTION.into_inner();
+        return Err(CliError::new(format!(
+            "invalid snapshot retention, must be between {least} and {most} days"
+        )));
+    }
     let compute = compute(&create.vm)?;
     if !create.yes && create.count < 2 {
         let known = client.list_volumes(&app).await?;
@@ -97,11 +115,13 @@ pub async fn run(create: Create, session: &Session) -> Result<(), CliError> {
             prompt::confirm(printer, question, prompt::NO_YES).await?;
         }
     }
-    let request = CreateVolumeRequest {
+    let mut request = CreateVolumeRequest {
         name: create.name,
         region: create.region,
         size_gb,
-        encrypted: Some(!create.no_encryption),
+        // One from a snapshot is as that was; the server refuses what contradicts that.
+        encrypted: (create.snapshot_id.is_none() || create.no_encryption)
+            .then_some(!create.no_encryption),
         require_unique_zone: create.zone.require_unique_zone,
         unique_zone_app_wide: create.zone.app_wide(),
         snapshot_retention: Some(create.snapshot_retention),
@@ -109,11 +129,23 @@ pub async fn run(create: Create, session: &Session) -> Result<(), CliError> {
         fstype: create.fs_type,
         snapshot_id: create.snapshot_id,
         compute,
+        // The first is refused where there is no room for all.
+        count: Some(create.count).filter(|count| *count > 1),
         ..CreateVolumeRequest::default()
     };
     let (mut made, mut failed) = (Vec::new(), None);
     while failed.is_none() && made.len() < create.count as usize {
-        match volumes::make(session, &client, &app, &request).await {
+        if create.count > 1 {
+            let number = made.len() + 1;
+            printer.note(format_args!("Creating volume {number} of {}...", create.count))?;
+        }
+        let volume = volumes::make(session, &client, &app, &request).await;
+        request.count = None;
+        let volume = match volume {
+            Ok(volume) => create.wait.settle(session, &client, &app, volume).await,
+            failed => failed,
+        };
+        match volume {
             Ok(volume) => {
                 if !create.json {
                     volumes::print(session, &app, &volume)?;
@@ -122,6 +154,10 @@ pub async fn run(create: Create, session: &Session) -> Result<(), CliError> {
             }
             Err(error) => failed = Some(error),
         }
+    }
+    if failed.is_some() && !made.is_empty() {
+        let (made, count) = (made.len(), create.count);
+        printer.note(format_args!("{made} of {count} volumes were created and remain."))?;
     }
     // Those that were made before one failed are there.
     match made.as_slice() {

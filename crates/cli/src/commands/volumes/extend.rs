@@ -2,6 +2,7 @@
 
 use caddis_api::MachineState;
 use clap::Args;
+use serde_json::json;
 
 use crate::{
     CliError,
@@ -34,8 +35,7 @@ pub async fn run(extend: Extend, session: &Session) -> Result<(), CliError> {
     let text = text.ok_or_else(|| CliError::new("Volume size must be specified"))?;
     let (client, app, volume) = extend.which.find(session).await?;
     let size_gb = match text.strip_prefix('+') {
-        Some(more) => client
-            .get_volume(&app, &volume)
+        Some(more) => volumes::get(&client, &app, &volume)
             .await?
             .size_gb
             .checked_add(gib(more)?)
@@ -43,10 +43,17 @@ pub async fn run(extend: Extend, session: &Session) -> Result<(), CliError> {
         None => gib(&text)?,
     };
     let extended = client.extend_volume(&app, &volume, size_gb).await;
-    let reply = extended.map_err(|error| CliError::attempted("failed to extend volume", error))?;
+    let mut reply =
+        extended.map_err(|error| CliError::attempted("failed to extend volume", error))?;
+    // Its machine tells of the new size of the file system when it is asked.
+    if let Ok(volume) = client.get_volume(&app, &volume).await {
+        reply.volume = volume;
+    }
     let printer = &session.printer;
     if extend.json {
-        return Ok(printer.json(&reply.volume)?);
+        let mut fields = json!(reply.volume);
+        fields["needs_restart"] = json!(reply.needs_restart);
+        return Ok(printer.json(&fields)?);
     }
     volumes::print(session, &app, &reply.volume)?;
     if reply.needs_restart {

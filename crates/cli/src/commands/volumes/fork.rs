@@ -7,7 +7,7 @@ use crate::{
     CliError,
     session::Session,
     spec::VmFlags,
-    volumes::{self, Which, ZoneFlags, compute},
+    volumes::{self, WaitFlags, Which, compute},
 };
 
 /// `caddis volumes fork`.
@@ -25,8 +25,21 @@ pub struct Fork {
     /// Region of the copy [default: the source's, where it has to be].
     #[arg(short, long)]
     region: Option<String>,
+    /// Always an error where it is true: a copy is made on the host of its source.
+    #[arg(
+        long,
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        hide = true
+    )]
+    require_unique_zone: Option<bool>,
+    /// Always an error, for the same reason.
+    #[arg(long, hide = true)]
+    unique_zone_app_wide: bool,
     #[command(flatten)]
-    zone: ZoneFlags,
+    wait: WaitFlags,
     /// Print as JSON.
     #[arg(short, long)]
     json: bool,
@@ -35,6 +48,13 @@ pub struct Fork {
 }
 
 pub async fn run(fork: Fork, session: &Session) -> Result<(), CliError> {
+    if fork.require_unique_zone == Some(true) || fork.unique_zone_app_wide {
+        return Err(CliError::with_hint(
+            "a copy of a volume is made on the host of its source, not in a zone of its own",
+            "A volume made from a snapshot ('caddis volumes create --snapshot-id') can be on \
+             another host.",
+        ));
+    }
     let compute = compute(&fork.vm)?;
     let (client, app, source) = fork.which.find(session).await?;
     let source = client.get_volume(&app, &source).await;
@@ -43,13 +63,12 @@ pub async fn run(fork: Fork, session: &Session) -> Result<(), CliError> {
     let request = CreateVolumeRequest {
         name: fork.name.unwrap_or(source.name),
         region: Some(fork.region.unwrap_or_else(|| source.region.to_string())),
-        require_unique_zone: fork.zone.require_unique_zone,
-        unique_zone_app_wide: fork.zone.app_wide(),
         source_volume_id: Some(source.id.to_string()),
         compute,
         ..CreateVolumeRequest::default()
     };
     let volume = volumes::make(session, &client, &app, &request).await?;
+    let volume = fork.wait.settle(session, &client, &app, volume).await?;
     if fork.json {
         return Ok(session.printer.json(&volume)?);
     }

@@ -24,9 +24,12 @@ pub struct Show {
 
 pub async fn run(show: Show, session: &Session) -> Result<(), CliError> {
     let (client, app, volume) = show.which.find(session).await?;
-    let volume = client.get_volume(&app, &volume).await?;
+    let volume = volumes::get(&client, &app, &volume).await?;
     if show.json {
         return Ok(session.printer.json(&volume)?);
     }
-    volumes::print(session, &app, &volume)
+    volumes::print(session, &app, &volume)?;
+    // Its host may not answer; what is known of the volume is shown all the same.
+    let snapshots = client.list_volume_snapshots(&app, volume.id.as_str()).await;
+    volumes::tell_of_troubles(session, &snapshots.unwrap_or_default())
 }

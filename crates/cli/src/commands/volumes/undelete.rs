@@ -28,7 +28,10 @@ pub async fn run(undelete: Undelete, session: &Session) -> Result<(), CliError> 
         .which
         .find_where(session, |volume| volume.state == VolumeState::PendingDestroy)
         .await?;
-    let volume = client.undelete_volume(&app, &volume).await?;
+    let undeleted = client.undelete_volume(&app, &volume).await;
+    let volume = undeleted.map_err(|error| {
+        CliError::attempted(format!("failed to undelete volume {volume}"), error)
+    })?;
     if undelete.json {
         return Ok(session.printer.json(&volume)?);
     }

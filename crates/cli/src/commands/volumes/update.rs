@@ -39,7 +39,9 @@ pub async fn run(update: Update, session: &Session) -> Result<(), CliError> {
         snapshot_retention: update.snapshot_retention,
         auto_backup_enabled: update.scheduled_snapshots,
     };
-    let volume = client.update_volume(&app, &volume, &request).await?;
+    let updated = client.update_volume(&app, &volume, &request).await;
+    let volume = updated
+        .map_err(|error| CliError::attempted(format!("failed to update volume {volume}"), error))?;
     if update.json {
         return Ok(session.printer.json(&volume)?);
     }

@@ -87,7 +87,7 @@ impl<'a> Wanted<'a> {
             let old =
                 old.map_err(|error| CliError::attempted("could not get existing volume", error))?;
             let volume = self.like(session, client, app, (&old, guest.as_ref())).await;
-            let volume = volume.inspect_err(|_| self::remain(session, app, &made))?;
+            let volume = volume.inspect_err(|_| volumes::remain(session, app, &made))?;
             filled.push(volumes::mount(&volume, path, mount.as_object()));
             made.push(volume);
         }
@@ -170,7 +170,8 @@ impl<'a> Wanted<'a> {
             name: old.name.clone(),
             region: Some(self.region()),
             size_gb: Some(old.size_gb),
-            encrypted: Some(old.encrypted),
+            // One from a snapshot is as that was.
+            encrypted: snapshot.is_none().then_some(old.encrypted),
             snapshot_id: snapshot,
             require_unique_zone: self.clone.volume_requires_unique_zone,
             compute: guest.cloned(),
@@ -178,16 +179,5 @@ impl<'a> Wanted<'a> {
             ..CreateVolumeRequest::default()
         };
         volumes::make(session, client, app, &request).await
-    }
-}
-
-/// Says which volumes there are of a clone that was not made.
-pub(super) fn remain(session: &Session, app: &str, made: &[Volume]) {
-    for Volume { id, .. } in made {
-        // The error is what matters.
-        let _ = session.printer.note(format_args!(
-            "Volume {id} was created and remains; 'caddis volumes destroy {id} -a {app}' removes \
-             it."
-        ));
     }
 }

@@ -43,7 +43,10 @@ pub struct Create {
 
 pub async fn run(create: Create, session: &Session) -> Result<(), CliError> {
     let (client, app, volume) = create.which.find(session).await?;
-    let mut snapshot = client.create_volume_snapshot(&app, &volume).await?;
+    let asked = client.create_volume_snapshot(&app, &volume).await;
+    let mut snapshot = asked.map_err(|error| {
+        CliError::attempted(format!("failed to snapshot volume {volume}"), error)
+    })?;
     let printer = &session.printer;
     if !create.json {
         printer.out(format_args!("Scheduled to snapshot volume {volume}"))?;
@@ -53,7 +56,8 @@ pub async fn run(create: Create, session: &Session) -> Result<(), CliError> {
         let mut unfinished =
             Unfinished { printer, app: &app, volume: &volume, snapshot: &snapshot, over: false };
         let taken = until_taken(&unfinished, &client, budget).await;
-        unfinished.over = !matches!(taken, Err(CliError::DeadlineExceeded(_)));
+        // Of one that failed there is nothing more to be said.
+        unfinished.over = matches!(taken, Ok(_) | Err(CliError::Failed { .. }));
         drop(unfinished);
         snapshot = taken?;
     }

@@ -20,16 +20,25 @@ pub struct Delete {
     /// Don't ask for confirmation.
     #[arg(short, long, alias = "auto-confirm")]
     yes: bool,
+    /// Print the deleted ones as JSON.
+    #[arg(short, long)]
+    json: bool,
 }
 
 pub async fn run(delete: Delete, session: &Session) -> Result<(), CliError> {
     let (app, client, printer) = (session.app(&delete.app)?, session.client()?, &session.printer);
     let volume = &delete.volume;
+    let mut snapshots = Vec::new();
+    // One that is mistyped is told before any other is gone.
     for id in &delete.snapshots {
-        // One that is mistyped is told before it is asked about.
         let snapshot = client.get_volume_snapshot(&app, volume, id).await;
-        let snapshot = snapshot
-            .map_err(|error| CliError::attempted("could not get snapshot", error).about(id))?;
+        snapshots.push(
+            snapshot
+                .map_err(|error| CliError::attempted("could not get snapshot", error).about(id))?,
+        );
+    }
+    for snapshot in &snapshots {
+        let id = snapshot.id.as_str();
         if !delete.yes {
             printer.note(printer.paint_error("Deleting a snapshot is not reversible."))?;
             let question = format!(
@@ -41,7 +50,12 @@ pub async fn run(delete: Delete, session: &Session) -> Result<(), CliError> {
         let deleted = client.delete_volume_snapshot(&app, volume, id).await;
         deleted
             .map_err(|error| CliError::attempted("failed to delete snapshot", error).about(id))?;
-        printer.out(format_args!("Deleted snapshot {id} of volume {volume}"))?;
+        if !delete.json {
+            printer.out(format_args!("Deleted snapshot {id} of volume {volume}"))?;
+        }
+    }
+    if delete.json {
+        printer.json(&snapshots)?;
     }
     Ok(())
 }

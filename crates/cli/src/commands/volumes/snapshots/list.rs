@@ -8,7 +8,7 @@ use crate::{
     CliError,
     render::{size, time},
     session::Session,
-    volumes::Which,
+    volumes::{self, Which},
 };
 
 /// `caddis volumes snapshots list`.
@@ -54,13 +54,7 @@ pub async fn run(list: List, session: &Session) -> Result<(), CliError> {
     let headers = ["ID", "Status", "Stored Size", "Vol Size", "Created At", "Retention Days"];
     printer.table("Snapshots", &headers, &rows)?;
     printer.out(format_args!("\nTotal stored size: {}", size::binary(total(&snapshots))))?;
-    for snapshot in &snapshots {
-        if let Some(error) = snapshot.operation.as_ref().and_then(|row| row.error.as_ref()) {
-            let (id, status) = (&snapshot.id, snapshot.status.as_str());
-            printer.note(format_args!("Snapshot {id} is {status}: {error}"))?;
-        }
-    }
-    Ok(())
+    volumes::tell_of_troubles(session, &snapshots)
 }
 
 #[cfg(test)]
