@@ -415,7 +415,8 @@ mod tests {
             value.as_object().unwrap().keys().cloned().collect()
         };
         let known = |fields: &[&str]| fields.iter().map(|&field| field.to_owned()).collect();
-        assert_eq!(names(json!(CreateVolumeRequest::default())), known(NEW_VOLUME));
+        let new = CreateVolumeRequest { count: Some(2), ..CreateVolumeRequest::default() };
+        assert_eq!(names(json!(new)), known(NEW_VOLUME));
         assert_eq!(names(json!(UpdateVolumeRequest::default())), known(VOLUME_UPDATE));
         assert_eq!(
             unknown_of_new_volume(["name", "size"]),

@@ -11,6 +11,7 @@ mod attach;
 mod commands;
 pub mod complete;
 mod connection;
+mod durations;
 mod environment;
 mod error;
 mod globals;

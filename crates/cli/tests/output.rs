@@ -300,7 +300,12 @@ async fn logs_are_lines_that_can_not_take_over_a_terminal() {
 
 #[tokio::test]
 async fn confirmations_need_someone_to_give_them() {
-    let url = server(&[("GET /v1/apps/a", 200, app("a"))]).await;
+    let url = server(&[
+        ("GET /v1/apps/a", 200, app("a")),
+        ("GET /v1/apps/a/machines", 200, json!([])),
+        ("GET /v1/apps/a/volumes", 200, json!([])),
+    ])
+    .await;
     let outcome = run_at(&url, "apps destroy a").await;
     assert_eq!(outcome.code, 1);
     assert_eq!(

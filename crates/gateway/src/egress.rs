@@ -14,7 +14,8 @@ use tokio::sync::broadcast;
 
 use crate::{
     http::context::Context,
-    push::{self, Pushed, Workers},
+    push::{self, Pushed},
+    told::Workers,
 };
 
 /// Most addresses that a warning names.

@@ -24,6 +24,7 @@ mod router;
 mod scheduler;
 mod server;
 mod settings;
+mod told;
 
 use std::{future::Future, sync::Arc};
 

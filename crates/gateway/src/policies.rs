@@ -27,7 +27,8 @@ use tokio::sync::broadcast;
 
 use crate::{
     http::context::Context,
-    push::{self, Pushed, Workers},
+    push::{self, Pushed},
+    told::Workers,
 };
 
 /// What a policy says, as the catalog keeps it.

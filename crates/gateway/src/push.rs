@@ -5,7 +5,7 @@
 //! then, and the worker takes nothing under a lower number than it knows. So what it has holds all
 //! changes that there were before its number was taken, and what it does not take is older.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::time::Duration;
 
 use caddis_api::{ApiError, WorkerId, platform::HostState};
 use caddis_bus::{
@@ -15,14 +15,15 @@ use caddis_bus::{
 use caddis_catalog::Push;
 use caddis_view::Change;
 use futures::future::join_all;
-use parking_lot::Mutex;
 use tokio::sync::{
-    Notify,
     broadcast::{self, error::RecvError},
     watch,
 };
 
-use crate::http::{context::Context, errors::unexpected};
+use crate::{
+    http::{context::Context, errors::unexpected},
+    told::{Told, Workers},
+};
 
 /// Until a worker that could not be told is told again.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -46,43 +47,6 @@ pub(crate) trait Pushed: Sized + Clone + PartialEq + Send + Sync {
 
     /// Tells all workers; whether all know it now.
     fn tell_all(context: &Context) -> impl Future<Output = bool> + Send;
-}
-
-/// What a worker was told last; held while it is told.
-type OfWorker<T> = Arc<tokio::sync::Mutex<Option<Told<T>>>>;
-
-/// What a worker has taken.
-#[derive(Debug)]
-struct Told<T> {
-    /// The number under which it was told: where that is still the catalog's, no other gateway has
-    /// told it since.
-    revision: u64,
-    content: T,
-}
-
-/// What workers know.
-#[derive(Debug)]
-pub(crate) struct Workers<T> {
-    told: Mutex<HashMap<WorkerId, OfWorker<T>>>,
-    /// All of them are to be told.
-    pub due: Notify,
-}
-
-impl<T> Default for Workers<T> {
-    fn default() -> Self {
-        Self { told: Mutex::default(), due: Notify::default() }
-    }
-}
-
-impl<T> Workers<T> {
-    fn of(&self, worker: &WorkerId) -> OfWorker<T> {
-        self.told.lock().entry(worker.clone()).or_default().clone()
-    }
-
-    /// It may be another process than before, which knows nothing.
-    fn forget(&self, worker: &WorkerId) {
-        self.told.lock().remove(worker);
-    }
 }
 
 /// Tells a worker, if it does not know. Once this has ended, what the catalog said when this began

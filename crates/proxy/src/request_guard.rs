@@ -3,8 +3,9 @@
 //!
 //! Watches the bytes on their way to the HTTP implementation, follows where heads and bodies end,
 //! and refuses lines that end in a bare LF, folded fields, repeated lengths, a length beside an
-//! encoding, encodings other than `chunked`. Of a head that is refused nothing more is read, so that
-//! whoever has the connection answers 400 and closes it. A body is spoilt, so that its request ends.
+//! encoding, encodings other than `chunked`. Of a head that is refused nothing more is read, so
+//! that whoever has the connection answers 400 and closes it. A body is spoilt, so that its request
+//! ends.
 
 use std::{
     future::poll_fn,

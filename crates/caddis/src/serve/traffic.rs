@@ -114,7 +114,8 @@ fn shown(at: SystemTime) -> String {
     time::milliseconds(UnixMillis::new(milliseconds).into())
 }
 
-/// What stands between whose services a warning is about, "services" or "app NAME", and the address.
+/// What stands between whose services a warning is about, "services" or "app NAME", and the
+/// address.
 /// `caddis doctor` looks for it.
 pub const CANNOT_ANSWER: &str = " can't answer on ";
 

@@ -8,9 +8,7 @@ use clap::Args;
 use tokio::time::Instant;
 
 use super::{LOOK_INTERVAL, TIMEOUT, Unfinished, extent, failed, get};
-use crate::{
-    CliError, commands::machine::arguments::whole_seconds, progress::Progress, session::Session,
-};
+use crate::{CliError, durations::whole_seconds, progress::Progress, session::Session};
 
 /// Whether a new volume is waited for until it is filled.
 #[derive(Debug, Args)]

@@ -100,8 +100,6 @@ async fn a_negative_number_is_told_as_such_and_a_flag_is_no_number() {
     ----- stderr -----
     error: unexpected argument '-5' found
 
-      tip: to pass '-5' as a value, use '-- -5'
-
     Usage: caddis machine list [OPTIONS]
 
     For more information, try '--help'.

@@ -13,9 +13,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     http::{in_flight::InFlight, limits::Limits, underway::Underway},
-    push::Workers,
     regions::Regions,
     settings::{GatewayParts, Settings},
+    told::Workers,
 };
 
 pub(crate) use caddis_bus::AskError;

@@ -3,8 +3,8 @@
 use caddis_api::hold::HoldRequest;
 use clap::Args;
 
-use super::{arguments::duration, choice};
-use crate::{CliError, session::Session};
+use super::choice;
+use crate::{CliError, durations::duration, session::Session};
 
 /// `caddis machine hold`.
 #[derive(Debug, Args)]

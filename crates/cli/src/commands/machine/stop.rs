@@ -4,10 +4,10 @@ use caddis_api::{MachineState, requests::StopRequest};
 use clap::Args;
 
 use super::{
-    arguments::{Unasked, duration, seconds, signal},
+    arguments::{Unasked, seconds, signal},
     choice,
 };
-use crate::{CliError, session::Session, waiting};
+use crate::{CliError, durations::duration, session::Session, waiting};
 
 /// `caddis machine stop`.
 #[derive(Debug, Args)]

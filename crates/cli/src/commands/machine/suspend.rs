@@ -4,11 +4,8 @@ use caddis_api::MachineState;
 use caddis_client::WaitFor;
 use clap::Args;
 
-use super::{
-    arguments::{Unasked, duration},
-    choice,
-};
-use crate::{CliError, session::Session, waiting};
+use super::{arguments::Unasked, choice};
+use crate::{CliError, durations::duration, session::Session, waiting};
 
 /// `caddis machine suspend`.
 #[derive(Debug, Args)]

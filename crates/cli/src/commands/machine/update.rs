@@ -7,9 +7,10 @@ use caddis_client::WaitFor;
 use clap::Args;
 use serde_json::{Map, Value, json};
 
-use super::{arguments::whole_seconds, choice, health, launch};
+use super::{choice, health, launch};
 use crate::{
     CliError,
+    durations::whole_seconds,
     progress::looking_up,
     prompt,
     render::{diff, machine::full_image},

@@ -4,8 +4,8 @@ use caddis_api::MachineState;
 use caddis_client::WaitFor;
 use clap::Args;
 
-use super::{arguments::duration, choice};
-use crate::{CliError, session::Session, suggest, waiting};
+use super::choice;
+use crate::{CliError, durations::duration, session::Session, suggest, waiting};
 
 /// `caddis machine wait`.
 #[derive(Debug, Args)]

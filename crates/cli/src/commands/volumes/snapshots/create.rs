@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use crate::{
     CliError, Printer,
-    commands::machine::arguments::whole_seconds,
+    durations::whole_seconds,
     progress::Progress,
     session::Session,
     volumes::{LOOK_INTERVAL, TIMEOUT, Which, extent},
