@@ -17,6 +17,8 @@ pub enum CliError {
         hint: Option<String>,
         /// The server's id of the request, when it was the server that said no.
         request_id: Option<String>,
+        /// Whether the server refused it, so that it certainly did nothing.
+        is_refusal: bool,
     },
     /// A request failed.
     #[error(transparent)]
@@ -41,12 +43,16 @@ pub enum CliError {
 impl CliError {
     /// An error of our own.
     pub fn new(message: impl Into<String>) -> Self {
-        Self::Failed { message: message.into(), hint: None, request_id: None }
+        Self::failed(message.into(), None)
     }
 
     /// With what to do about it.
     pub fn with_hint(message: impl Into<String>, hint: impl Into<String>) -> Self {
-        Self::Failed { message: message.into(), hint: Some(hint.into()), request_id: None }
+        Self::failed(message.into(), Some(hint.into()))
+    }
+
+    fn failed(message: String, hint: Option<String>) -> Self {
+        Self::Failed { message, hint, request_id: None, is_refusal: false }
     }
 
     /// A failed request, with what was attempted in front of the server's text.
@@ -59,6 +65,7 @@ impl CliError {
                 message: format!("{what}: {error}"),
                 hint: hint(&error),
                 request_id: error.request_id().map(str::to_owned),
+                is_refusal: error.request_id().is_some() && error.is_certain(),
             },
         }
     }
@@ -69,8 +76,8 @@ impl CliError {
         let named = |text: &str| format!("{what}: {text}");
         match self {
             _ if text.contains(what) => self,
-            Self::Failed { hint, request_id, .. } => {
-                Self::Failed { message: named(&text), hint, request_id }
+            Self::Failed { hint, request_id, is_refusal, .. } => {
+                Self::Failed { message: named(&text), hint, request_id, is_refusal }
             }
             Self::DeadlineExceeded(_) => Self::DeadlineExceeded(named(&text)),
             error => error,

@@ -17,7 +17,7 @@ pub(crate) fn report(error: &CliError, printer: &Printer) -> u8 {
         CliError::Interrupted => return INTERRUPTED,
         // Whoever reads our output has had enough, as `head` does.
         CliError::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => return 0,
-        CliError::Failed { message, hint, request_id } => {
+        CliError::Failed { message, hint, request_id, .. } => {
             (message.clone(), hint.clone(), request_id.clone())
         }
         CliError::Client(error) => {

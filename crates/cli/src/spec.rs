@@ -53,6 +53,7 @@ pub fn build(
             message: "image argument can't be an empty string".to_owned(),
             hint: (!hint.is_empty()).then(|| hint.join("\n")),
             request_id: None,
+            is_refusal: false,
         });
     }
     if program.auto_destroy {

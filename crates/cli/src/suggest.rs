@@ -43,9 +43,13 @@ fn missing_app(message: &str) -> Option<&str> {
 pub async fn explain(error: CliError, session: &Session) -> CliError {
     let text = error.to_string();
     let Some(name) = missing_app(&text) else { return error };
-    let request_id = match &error {
-        CliError::Client(error) if error.is_not_found() => error.request_id().map(str::to_owned),
-        CliError::Failed { hint: None, request_id, .. } => request_id.clone(),
+    let (request_id, is_refusal) = match &error {
+        CliError::Client(error) if error.is_not_found() => {
+            (error.request_id().map(str::to_owned), true)
+        }
+        CliError::Failed { hint: None, request_id, is_refusal, .. } => {
+            (request_id.clone(), *is_refusal)
+        }
         _ => return error,
     };
     let hint = match session.client() {
@@ -53,7 +57,8 @@ pub async fn explain(error: CliError, session: &Session) -> CliError {
         Err(_) => None,
     };
     let list = || "'caddis apps list' lists the apps.".to_owned();
-    CliError::Failed { hint: Some(hint.unwrap_or_else(list)), message: text, request_id }
+    let hint = Some(hint.unwrap_or_else(list));
+    CliError::Failed { hint, message: text, request_id, is_refusal }
 }
 
 async fn similar_apps(client: &Client, name: &str) -> Option<String> {

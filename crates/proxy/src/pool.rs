@@ -197,7 +197,7 @@ impl Pool {
         let mut closed = Vec::new();
         let mut idle = self.idle.lock();
         let mut kept = Vec::with_capacity(idle.len());
-        for one in idle.drain(..) {
+        for mut one in idle.drain(..) {
             if one.since.elapsed() < max_idle && !one.connection.is_closed() {
                 kept.push(one);
             } else {

@@ -63,6 +63,16 @@ impl<F> Rare<F> {
     }
 }
 
+impl<F: Future + Unpin> Rare<F> {
+    /// Asks it for nobody, if it was woken.
+    pub(crate) fn peek(&mut self) -> Poll<F::Output> {
+        if !self.woken.is_so.swap(false, Ordering::SeqCst) {
+            return Poll::Pending;
+        }
+        Pin::new(&mut self.future).poll(&mut Context::from_waker(&self.waker))
+    }
+}
+
 impl<F: Future + Unpin> Future for Rare<F> {
     type Output = F::Output;
 

@@ -2,7 +2,7 @@
 
 use std::mem;
 
-use http::{HeaderMap, Method, Request, Uri, uri::PathAndQuery};
+use http::{HeaderMap, Method, Request, Uri};
 
 use crate::replay_body::{ReplayBody, Source};
 
@@ -30,8 +30,12 @@ impl RequestHead {
     pub(crate) fn write_to(&self, buffer: &mut Vec<u8>) {
         buffer.extend_from_slice(self.method.as_str().as_bytes());
         buffer.push(b' ');
-        let target = self.uri.path_and_query().map_or("/", PathAndQuery::as_str);
-        buffer.extend_from_slice(target.as_bytes());
+        // Where the path is empty this is `/`.
+        buffer.extend_from_slice(self.uri.path().as_bytes());
+        if let Some(query) = self.uri.query() {
+            buffer.push(b'?');
+            buffer.extend_from_slice(query.as_bytes());
+        }
         buffer.extend_from_slice(b" HTTP/1.1\r\n");
         for (name, value) in &self.headers {
             buffer.extend_from_slice(name.as_str().as_bytes());

@@ -20,7 +20,7 @@ use crate::{
 
 /// How long a peer may leave unanswered what is sent to it. One that is there answers within 10 s,
 /// with an empty packet if with nothing else; after 15 s a handshake is tried.
-const PATIENCE: Duration = Duration::from_secs(20);
+const UNANSWERED_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A computer of a user that belongs to a private network.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -90,8 +90,8 @@ struct State {
     is_removed: bool,
     /// Where it was last heard.
     endpoint: Option<Endpoint>,
-    /// Since when what is sent to it is not answered.
-    unanswered: Option<Instant>,
+    /// Since when what is sent to it is not answered, and when something was sent last.
+    unanswered: Option<(Instant, Instant)>,
     /// But for its endpoint.
     status: PeerStatus,
 }
@@ -251,7 +251,14 @@ impl Peers {
         if !*is_active {
             tunnel.tick();
         }
-        if unanswered.get_or_insert_with(Instant::now).elapsed() >= PATIENCE {
+        let now = Instant::now();
+        let (since, last) = unanswered.get_or_insert((now, now));
+        if now.duration_since(*last) >= UNANSWERED_TIMEOUT {
+            // Nobody has tried for so long: it may be there again.
+            *since = now;
+        }
+        *last = now;
+        if now.duration_since(*since) >= UNANSWERED_TIMEOUT {
             // It is sent all the same, which tries for a session: the peer may be there again.
             undeliverable(&packet, Unreachable::Address, effects);
         }

@@ -51,7 +51,7 @@ impl Drop for Made<'_> {
 /// Whether it is certain that a request which failed so has made nothing.
 fn is_refusal(error: &CliError) -> bool {
     match error {
-        CliError::Failed { request_id, .. } => request_id.is_some(),
+        CliError::Failed { is_refusal, .. } => *is_refusal,
         CliError::Client(error) => error.is_certain(),
         CliError::Declined => true,
         _ => false,
@@ -124,6 +124,7 @@ async fn missing<'a>(
     let mounts = config.get("mounts").and_then(Value::as_array);
     let given = mounts.into_iter().flatten().filter_map(|mount| mount["volume"].as_str());
     let mut names: Vec<_> = given.filter(|given| !given.starts_with("vol_")).collect();
+    names.sort_unstable();
     names.dedup();
     if names.is_empty() {
         return Ok(names);

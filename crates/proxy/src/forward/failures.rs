@@ -17,6 +17,8 @@ pub(super) fn broken(candidate: &Candidate, error: &UpstreamError) -> Failure {
     // What the library says then is about itself.
     let text = if error.is_cut() {
         format!("machine {id} gave no response to the request before its connection was cut")
+    } else if error.is_invalid() {
+        format!("machine {id} sent an invalid response: {error}")
     } else {
         format!("machine {id} gave no response to the request: {error}")
     };

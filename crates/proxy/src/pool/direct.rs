@@ -1,4 +1,4 @@
-//! An HTTP/1 connection to a machine over which requests go that are heads alone. The task of the
+//! An HTTP/1 connection to a machine over which requests without a body go. The task of the
 //! request writes and reads: there is no other one to be told, and what is read for a moment is
 //! read to memory that all connections of a thread share, which stays in the processor's cache.
 //! Why it is not hyper that does so: docs/measurements.md, "A request through the proxy".
@@ -6,7 +6,7 @@
 use std::{
     cell::RefCell,
     future::poll_fn,
-    io,
+    io, mem,
     pin::Pin,
     task::{Context, Poll, ready},
 };
@@ -22,14 +22,14 @@ use tokio_util::io::poll_read_buf;
 
 use super::{
     Cut, NoResponse, UpstreamError,
-    response::{Body, Head, take_head},
+    response::{Body, Head, MAX_HEAD, TOO_LONG, take_head},
 };
 use crate::{machine::Connected, rare::Rare, request_head::RequestHead};
 
 /// Bytes that are read at once.
 const READ: usize = 16 << 10;
 /// The same once a read of [`READ`] was not all there was.
-const READ_MUCH: usize = 64 << 10;
+const LARGE_READ: usize = 64 << 10;
 
 thread_local! {
     static WRITING: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
@@ -39,15 +39,17 @@ thread_local! {
 /// See the module's text.
 pub(super) struct Direct {
     stream: TcpStream,
-    /// What came and was not used yet.
-    came: Bytes,
+    /// What was received and not used yet.
+    received: Bytes,
+    /// How much of it is known to be part of a head that is not whole.
+    searched: usize,
     /// What the socket had no room for.
     unsent: BytesMut,
     method: Method,
     /// Whether it can take another request once this one is over.
     keeps_open: bool,
     /// Whether the last read took as much as it could.
-    is_much: bool,
+    last_read_was_full: bool,
     cut: Rare<Cut>,
     connected: Connected,
 }
@@ -56,11 +58,12 @@ impl Direct {
     pub(super) fn new(stream: TcpStream, cut: Cut, connected: Connected) -> Self {
         Self {
             stream,
-            came: Bytes::new(),
+            received: Bytes::new(),
+            searched: 0,
             unsent: BytesMut::new(),
             method: Method::GET,
             keeps_open: true,
-            is_much: false,
+            last_read_was_full: false,
             cut: Rare::new(cut),
             connected,
         }
@@ -71,9 +74,13 @@ impl Direct {
         (self.stream, self.cut.into_inner(), self.connected)
     }
 
-    /// Whether no other request can be sent: the machine has closed it, or said what nobody asked.
-    pub(super) fn is_closed(&self) -> bool {
-        if !self.keeps_open || !self.came.is_empty() || !self.unsent.is_empty() {
+    /// Whether no other request can be sent: the machine has closed it, or said what nobody asked,
+    /// or it was cut.
+    pub(super) fn is_closed(&mut self) -> bool {
+        if !self.keeps_open || !self.received.is_empty() || !self.unsent.is_empty() {
+            return true;
+        }
+        if self.cut.peek().is_ready() {
             return true;
         }
         // Asks the socket only if something is known to have come.
@@ -113,7 +120,18 @@ impl Direct {
             if ready!(self.poll_read(context))? == 0 {
                 return Poll::Ready(Err(UpstreamError::Closed));
             }
-            if let Some(Head { response, keeps_open }) = take_head(&mut self.came, &self.method)? {
+            // A machine that sends it byte by byte does not have it read as often.
+            let unseen = &self.received[self.searched.saturating_sub(2)..];
+            if self.searched > 0 && !may_end_head(unseen) {
+                self.searched = self.received.len();
+                if self.searched > MAX_HEAD {
+                    return Poll::Ready(Err(TOO_LONG.into()));
+                }
+                continue;
+            }
+            let head = take_head(&mut self.received, &self.method)?;
+            self.searched = if head.is_some() { 0 } else { self.received.len() };
+            if let Some(Head { response, keeps_open }) = head {
                 // One that comes before all of the request was sent is the last.
                 self.keeps_open &= keeps_open && self.unsent.is_empty();
                 return Poll::Ready(Ok(response));
@@ -127,8 +145,9 @@ impl Direct {
         context: &mut Context<'_>,
         body: &mut Body,
     ) -> Poll<Option<Result<Frame<Bytes>, UpstreamError>>> {
+        self.poll_write(context);
         loop {
-            if let Some(frame) = body.take_frame(&mut self.came)? {
+            if let Some(frame) = body.take_frame(&mut self.received)? {
                 return Poll::Ready(Some(Ok(frame)));
             }
             if body.is_over() {
@@ -164,27 +183,42 @@ impl Direct {
         if Pin::new(&mut self.cut).poll(context).is_ready() {
             return Poll::Ready(Err(UpstreamError::Cut));
         }
-        if self.is_much && self.came.is_empty() {
+        if self.last_read_was_full && self.received.is_empty() {
             // No memory before there is something for it.
             ready!(self.stream.poll_read_ready(context))?;
-            let mut much = BytesMut::with_capacity(READ_MUCH);
+            let mut much = BytesMut::with_capacity(LARGE_READ);
             let stream = Pin::new(&mut self.stream);
             let read = ready!(poll_read_buf(stream, context, &mut much))?;
-            self.is_much = read >= READ;
-            self.came = much.freeze();
+            self.last_read_was_full = read >= READ;
+            self.received = much.freeze();
             return Poll::Ready(Ok(read));
         }
         READING.with_borrow_mut(|memory| {
             let mut buffer = ReadBuf::new(memory);
             ready!(Pin::new(&mut self.stream).poll_read(context, &mut buffer))?;
-            let came = buffer.filled();
-            self.is_much = came.len() == READ;
-            self.came = if self.came.is_empty() {
-                Bytes::copy_from_slice(came)
-            } else {
-                [&self.came[..], came].concat().into()
-            };
-            Poll::Ready(Ok(came.len()))
+            let read = buffer.filled();
+            self.last_read_was_full = read.len() == READ;
+            append(&mut self.received, read);
+            Poll::Ready(Ok(read.len()))
         })
     }
+}
+
+/// Appends to what was received; what there was is copied only where somebody has part of it.
+fn append(received: &mut Bytes, read: &[u8]) {
+    if received.is_empty() {
+        *received = Bytes::copy_from_slice(read);
+        return;
+    }
+    let mut grown = match mem::take(received).try_into_mut() {
+        Ok(grown) => grown,
+        Err(shared) => BytesMut::from(&shared[..]),
+    };
+    grown.extend_from_slice(read);
+    *received = grown.freeze();
+}
+
+/// Whether an empty line ends within these bytes.
+fn may_end_head(bytes: &[u8]) -> bool {
+    bytes.windows(2).any(|pair| pair == b"\n\n") || bytes.windows(3).any(|end| end == b"\n\r\n")
 }

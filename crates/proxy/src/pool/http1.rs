@@ -95,7 +95,7 @@ pub(super) type Sent = Result<Response<ResponseBody>, NoResponse>;
 
 /// See the module's text.
 pub(super) enum Http1 {
-    /// Sends requests that are heads alone.
+    /// Sends requests without a body.
     Direct(Box<Direct>),
     /// Sends bodies and upgrades too, driven by a task of its own: what is sent goes on while
     /// nobody asks for the response.
@@ -125,7 +125,7 @@ impl Http1 {
     }
 
     /// Whether it takes no further request.
-    pub(super) fn is_closed(&self) -> bool {
+    pub(super) fn is_closed(&mut self) -> bool {
         match self {
             Self::Direct(direct) => direct.is_closed(),
             Self::Driven(sender) => sender.is_closed(),

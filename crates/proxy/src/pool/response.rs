@@ -10,7 +10,8 @@ use http::{
 use hyper::body::{Frame, SizeHint};
 
 /// Bytes of a head.
-const MAX_HEAD: usize = 256 << 10;
+pub(super) const MAX_HEAD: usize = 256 << 10;
+pub(super) const TOO_LONG: Invalid = Invalid("head, longer than 256 KiB");
 /// Fields of a head, and of trailers.
 const MAX_FIELDS: usize = 100;
 /// Bytes of the line before a chunk, and of trailers.
@@ -18,19 +19,19 @@ const MAX_LINE: usize = 16 << 10;
 
 /// What is no response in HTTP/1.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("its response is invalid: {0}")]
+#[error("invalid {0}")]
 pub(crate) struct Invalid(&'static str);
 
 impl From<httparse::Error> for Invalid {
     fn from(error: httparse::Error) -> Self {
         Self(match error {
-            httparse::Error::HeaderName => "the name of a field",
-            httparse::Error::HeaderValue => "the value of a field",
-            httparse::Error::NewLine => "the end of a line",
-            httparse::Error::Status => "its status",
-            httparse::Error::Token => "its first line",
-            httparse::Error::TooManyHeaders => "more than 100 fields",
-            httparse::Error::Version => "its version",
+            httparse::Error::HeaderName => "field name",
+            httparse::Error::HeaderValue => "field value",
+            httparse::Error::NewLine => "line end",
+            httparse::Error::Status => "status",
+            httparse::Error::Token => "status line",
+            httparse::Error::TooManyHeaders => "number of fields, more than 100",
+            httparse::Error::Version => "version",
         })
     }
 }
@@ -43,11 +44,11 @@ pub(super) struct Head {
     pub keeps_open: bool,
 }
 
-/// Takes a head off the begin of what came. None: it is not all there yet. Informational ones
+/// Takes a head off the start of what received. None: it is not all there yet. Informational ones
 /// before it are passed over, as the proxy tells clients itself to go on.
-pub(super) fn take_head(came: &mut Bytes, method: &Method) -> Result<Option<Head>, Invalid> {
+pub(super) fn take_head(received: &mut Bytes, method: &Method) -> Result<Option<Head>, Invalid> {
     loop {
-        let Some(head) = take_any_head(came, method)? else { return Ok(None) };
+        let Some(head) = take_any_head(received, method)? else { return Ok(None) };
         let status = head.response.status();
         if !status.is_informational() || status == StatusCode::SWITCHING_PROTOCOLS {
             return Ok(Some(head));
@@ -55,18 +56,18 @@ pub(super) fn take_head(came: &mut Bytes, method: &Method) -> Result<Option<Head
     }
 }
 
-fn take_any_head(came: &mut Bytes, method: &Method) -> Result<Option<Head>, Invalid> {
+fn take_any_head(received: &mut Bytes, method: &Method) -> Result<Option<Head>, Invalid> {
     let mut fields = [const { MaybeUninit::uninit() }; MAX_FIELDS];
     let mut parsed = httparse::Response::new(&mut []);
     let parser = httparse::ParserConfig::default();
-    let parse = parser.parse_response_with_uninit_headers(&mut parsed, came, &mut fields);
+    let parse = parser.parse_response_with_uninit_headers(&mut parsed, received, &mut fields);
     let httparse::Status::Complete(length) = parse? else {
-        return if came.len() > MAX_HEAD { Err(Invalid("its head is too long")) } else { Ok(None) };
+        return if received.len() > MAX_HEAD { Err(TOO_LONG) } else { Ok(None) };
     };
     let version = if parsed.version == Some(1) { Version::HTTP_11 } else { Version::HTTP_10 };
     let code = parsed.code.unwrap_or_default();
-    let status = StatusCode::from_u16(code).map_err(|_| Invalid("its status"))?;
-    let mut headers = header_map(came, parsed.headers)?;
+    let status = StatusCode::from_u16(code).map_err(|_| Invalid("status"))?;
+    let mut headers = header_map(received, parsed.headers)?;
     let body = body(method, status, version, &headers)?;
     if headers.contains_key(TRANSFER_ENCODING) {
         // It says nothing then, and must not be passed on (RFC 9112, 6.3).
@@ -75,7 +76,7 @@ fn take_any_head(came: &mut Bytes, method: &Method) -> Result<Option<Head>, Inva
     let keeps_open = keeps_open(version, &headers)
         && !matches!(body, Body::UntilClose)
         && status != StatusCode::SWITCHING_PROTOCOLS;
-    came.advance(length);
+    received.advance(length);
     let mut response = Response::new(body);
     *response.status_mut() = status;
     *response.headers_mut() = headers;
@@ -85,15 +86,15 @@ fn take_any_head(came: &mut Bytes, method: &Method) -> Result<Option<Head>, Inva
 /// Room for what the proxy adds to the answer.
 const ADDED: usize = 4;
 
-/// Fields whose values stay where they came.
-fn header_map(came: &Bytes, fields: &[httparse::Header<'_>]) -> Result<HeaderMap, Invalid> {
+/// Fields whose values stay where they received.
+fn header_map(received: &Bytes, fields: &[httparse::Header<'_>]) -> Result<HeaderMap, Invalid> {
     let mut headers = HeaderMap::with_capacity(fields.len() + ADDED);
     for field in fields {
-        let name = HeaderName::from_bytes(field.name.as_bytes())
-            .map_err(|_| Invalid("the name of a field"))?;
-        let value = if field.value.is_empty() { Bytes::new() } else { came.slice_ref(field.value) };
+        let name =
+            HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| Invalid("field name"))?;
         let value =
-            HeaderValue::from_maybe_shared(value).map_err(|_| Invalid("the value of a field"))?;
+            if field.value.is_empty() { Bytes::new() } else { received.slice_ref(field.value) };
+        let value = HeaderValue::from_maybe_shared(value).map_err(|_| Invalid("field value"))?;
         headers.append(name, value);
     }
     Ok(headers)
@@ -128,7 +129,7 @@ fn body(
     }
     if headers.contains_key(TRANSFER_ENCODING) {
         if version == Version::HTTP_10 {
-            return Err(Invalid("a transfer-encoding in HTTP/1.0"));
+            return Err(Invalid("transfer-encoding in HTTP/1.0"));
         }
         let last = words(headers, &TRANSFER_ENCODING).last();
         let is_chunked = last.is_some_and(|word| word.eq_ignore_ascii_case(b"chunked"));
@@ -139,9 +140,9 @@ fn body(
         let given = std::str::from_utf8(word).ok().filter(|text| !text.starts_with('+'));
         let given: Option<u64> = given.and_then(|text| text.parse().ok());
         match (given, length) {
-            (None, _) => return Err(Invalid("its content-length")),
+            (None, _) => return Err(Invalid("content-length")),
             (Some(given), Some(length)) if given != length => {
-                return Err(Invalid("lengths that differ"));
+                return Err(Invalid("content-length, given twice"));
             }
             _ => length = given,
         }
@@ -168,7 +169,7 @@ pub(crate) enum Body {
     ChunkEnd,
     /// Fields after the last chunk are next, or the empty line that ends all.
     Trailers,
-    /// These came, and are to be given.
+    /// These received, and are to be given.
     Trailing(Box<HeaderMap>),
     Over,
 }
@@ -186,10 +187,13 @@ impl Body {
         }
     }
 
-    /// Takes the next part off what came. None: more has to come, or it is over.
-    pub(super) fn take_frame(&mut self, came: &mut Bytes) -> Result<Option<Frame<Bytes>>, Invalid> {
-        self.follow(came)?;
-        let available = came.len() as u64;
+    /// Takes the next part off what was received. None: more has to come, or it is over.
+    pub(super) fn take_frame(
+        &mut self,
+        received: &mut Bytes,
+    ) -> Result<Option<Frame<Bytes>>, Invalid> {
+        self.follow(received)?;
+        let available = received.len() as u64;
         let taken = match self {
             Self::Length(left) | Self::Chunk(left) => (*left).min(available),
             Self::UntilClose => available,
@@ -203,13 +207,14 @@ impl Body {
         if taken == 0 {
             return Ok(None);
         }
-        let data = came.split_to(taken as usize);
+        let data = received.split_to(taken as usize);
         match self {
             Self::Length(left) if *left == taken => *self = Self::Over,
             Self::Chunk(left) if *left == taken => {
                 *self = Self::ChunkEnd;
-                // The end is often there already: whoever gets the data is told so with it.
-                self.follow(came)?;
+                // The end is often there already: whoever gets the data is told so with it. What
+                // is wrong about it is told when more is asked for.
+                let _ = self.follow(received);
             }
             Self::Length(left) | Self::Chunk(left) => *left -= taken,
             _ => {}
@@ -217,36 +222,47 @@ impl Body {
         Ok(Some(Frame::data(data)))
     }
 
-    /// Reads what is between chunks, and after them, as far as it came.
-    fn follow(&mut self, came: &mut Bytes) -> Result<(), Invalid> {
+    /// Reads what is between chunks, and after them, as far as it was received.
+    fn follow(&mut self, received: &mut Bytes) -> Result<(), Invalid> {
         loop {
             match self {
-                Self::ChunkSize => match httparse::parse_chunk_size(came) {
+                // The parser takes a line without digits for 0, which would end the body.
+                Self::ChunkSize
+                    if received.first().is_some_and(|byte| !byte.is_ascii_hexdigit()) =>
+                {
+                    return Err(Invalid("chunk size"));
+                }
+                Self::ChunkSize => match httparse::parse_chunk_size(received) {
                     Ok(httparse::Status::Complete((length, size))) => {
-                        came.advance(length);
+                        received.advance(length);
                         *self = if size == 0 { Self::Trailers } else { Self::Chunk(size) };
                     }
-                    Ok(httparse::Status::Partial) => return may_grow(came),
-                    Err(_) => return Err(Invalid("the length of a chunk")),
+                    Ok(httparse::Status::Partial) => return may_grow(received),
+                    Err(_) => return Err(Invalid("chunk size")),
                 },
                 Self::ChunkEnd => {
-                    if came.len() < 2 {
+                    if received.len() < 2 {
                         return Ok(());
                     }
-                    if !came.starts_with(b"\r\n") {
-                        return Err(Invalid("the end of a chunk"));
+                    if !received.starts_with(b"\r\n") {
+                        return Err(Invalid("end of a chunk"));
                     }
-                    came.advance(2);
+                    received.advance(2);
                     *self = Self::ChunkSize;
                 }
                 Self::Trailers => {
                     let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
-                    let parsed = httparse::parse_headers(came, &mut fields)?;
+                    let parsed = httparse::parse_headers(received, &mut fields)?;
                     let httparse::Status::Complete((length, fields)) = parsed else {
-                        return may_grow(came);
+                        return may_grow(received);
                     };
-                    let trailers = header_map(came, fields)?;
-                    came.advance(length);
+                    let trailers = header_map(received, fields)?;
+                    // The parser takes a bare LF for the end of a line.
+                    let mut lines = received[..length].split_inclusive(|byte| *byte == b'\n');
+                    if lines.any(|line| !line.ends_with(b"\r\n")) {
+                        return Err(Invalid("line end"));
+                    }
+                    received.advance(length);
                     *self = match trailers.is_empty() {
                         true => Self::Over,
                         false => Self::Trailing(Box::new(trailers)),
@@ -258,8 +274,8 @@ impl Body {
     }
 }
 
-fn may_grow(came: &Bytes) -> Result<(), Invalid> {
-    if came.len() > MAX_LINE { Err(Invalid("a line that is too long")) } else { Ok(()) }
+fn may_grow(received: &Bytes) -> Result<(), Invalid> {
+    if received.len() > MAX_LINE { Err(Invalid("line, longer than 16 KiB")) } else { Ok(()) }
 }
 
 #[cfg(test)]
@@ -280,16 +296,16 @@ mod tests {
     }
 
     fn read(method: &Method, pieces: &[&[u8]]) -> Result<Option<Read>, Invalid> {
-        let mut came = Bytes::new();
+        let mut received = Bytes::new();
         let mut head: Option<Head> = None;
         let (mut bytes, mut trailers) = (Vec::new(), Vec::new());
         for piece in pieces {
-            came = [&came[..], piece].concat().into();
+            received = [&received[..], piece].concat().into();
             if head.is_none() {
-                head = take_head(&mut came, method)?;
+                head = take_head(&mut received, method)?;
             }
             let Some(head) = &mut head else { continue };
-            while let Some(frame) = head.response.body_mut().take_frame(&mut came)? {
+            while let Some(frame) = head.response.body_mut().take_frame(&mut received)? {
                 match frame.into_data() {
                     Ok(data) => bytes.extend_from_slice(&data),
                     Err(frame) => {
@@ -308,7 +324,7 @@ mod tests {
             body: bytes,
             trailers,
             keeps_open: head.keeps_open,
-            left: came.to_vec(),
+            left: received.to_vec(),
         }))
     }
 
@@ -408,6 +424,10 @@ mod tests {
             &format!("HTTP/1.1 200 OK\r\n{fields}\r\n"),
             &head,
             &chunk("x\r\n"),
+            &chunk("\r\n\r\n"),
+            &chunk(";x\r\n\r\n"),
+            &chunk("0\r\n\n"),
+            &chunk("0\r\na: b\n\r\n"),
             &chunk("11111111111111111\r\n"),
             &chunk("1\r\nab\r\n"),
             &chunk(&format!("1;{long}")),

@@ -311,18 +311,25 @@ fn machines_are_told_of_a_peer_that_has_gone_until_it_is_back() {
         let codes: Vec<_> = effects.packets.iter().map(|error| error[41]).collect();
         (effects.datagrams.len(), codes)
     };
-    let wait = |place: &Place| {
-        let entry = place.peers.table.read().by_key[&client.peer.key].clone();
+    let key = client.peer.key;
+    let wait = |place: &Place, is_silent: bool| {
+        let entry = place.peers.table.read().by_key[&key].clone();
         let mut state = entry.state.lock();
-        state.unanswered = state.unanswered.and_then(|since| since.checked_sub(PATIENCE));
+        let earlier = |at: Instant| at.checked_sub(UNANSWERED_TIMEOUT).unwrap();
+        let waited = |(since, last)| (earlier(since), if is_silent { earlier(last) } else { last });
+        state.unanswered = state.unanswered.map(waited);
     };
-    wait(&place);
+    wait(&place, false);
     assert_eq!(lose(&place), (1, vec![]), "it was silent, but nothing was sent to it");
     assert_eq!(lose(&place), (1, vec![]));
-    wait(&place);
+    wait(&place, false);
     for _ in 0..2 {
         assert_eq!(lose(&place), (1, vec![3]), "told, and tried again");
     }
+    wait(&place, true);
+    assert_eq!(lose(&place), (1, vec![]), "after a pause it may be there again");
+    wait(&place, false);
+    assert_eq!(lose(&place), (1, vec![3]));
     client.send(&mut place, &packet(own, machine, b"back"));
     assert_eq!(lose(&place), (1, vec![]));
 }

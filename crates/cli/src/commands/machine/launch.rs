@@ -138,6 +138,7 @@ pub fn failed(session: &Session, what: &str, image: &str, error: ClientError) ->
              images."
         )),
         request_id: error.request_id().map(str::to_owned),
+        is_refusal: true,
     }
 }
 
@@ -165,15 +166,17 @@ async fn offer(session: &Session, client: &Client, error: CliError) -> Result<St
     held.retain(|image| !image.names.is_empty());
     held.sort_by(|a, b| a.names[0].cmp(&b.names[0]));
     let names: Vec<_> = held.iter().map(|image| image.names[0].clone()).collect();
-    let CliError::Failed { message, request_id, .. } = error else { return Err(error) };
+    let CliError::Failed { message, request_id, is_refusal, .. } = error else {
+        return Err(error);
+    };
     if names.is_empty() {
         let hint = "Without a registry, 'caddis image import' imports an image from an archive."
             .to_owned();
-        return Err(CliError::Failed { message, hint: Some(hint), request_id });
+        return Err(CliError::Failed { message, hint: Some(hint), request_id, is_refusal });
     }
     let listed = words::few(&names);
     let hint = Some(format!("The server has other images that need no registry: {listed}."));
-    let error = CliError::Failed { message, hint, request_id };
+    let error = CliError::Failed { message, hint, request_id, is_refusal };
     if !session.printer.is_interactive() {
         return Err(error);
     }
