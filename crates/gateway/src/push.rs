@@ -7,13 +7,13 @@
 
 use std::time::Duration;
 
-use caddis_api::{ApiError, WorkerId, platform::HostState};
+use caddis_api::{ApiError, WorkerId};
 use caddis_bus::{
     AskError,
     message::{WorkerReply, WorkerRequest},
 };
 use caddis_catalog::Push;
-use caddis_view::Change;
+use caddis_view::{ByReach, Change};
 use futures::future::join_all;
 use tokio::sync::{
     broadcast::{self, error::RecvError},
@@ -91,12 +91,7 @@ pub(crate) async fn tell<T: Pushed>(context: &Context, worker: &WorkerId) -> Res
 pub(crate) async fn tell_each<T: Pushed>(
     context: &Context,
 ) -> (bool, Result<(), (WorkerId, ApiError)>) {
-    let (silent, heard): (Vec<_>, Vec<_>) = context
-        .view
-        .hosts()
-        .all()
-        .into_iter()
-        .partition(|(_, host)| host.state == HostState::Unreachable);
+    let ByReach { heard, silent } = context.view.hosts().by_reach();
     let told = heard.into_iter().map(|(worker, _)| async move {
         let outcome = tell::<T>(context, &worker).await;
         (worker, outcome)

@@ -21,6 +21,15 @@ pub struct Host {
     draining: bool,
 }
 
+/// Hosts, apart by whether they may answer.
+#[derive(Debug)]
+pub struct ByReach {
+    /// Those that may.
+    pub heard: Vec<(WorkerId, Host)>,
+    /// Those that are unreachable.
+    pub silent: Vec<(WorkerId, Host)>,
+}
+
 /// The hosts that are known. One becomes known by announcing itself, or by being named at the
 /// start, and stays known while it is silent.
 pub struct Hosts {
@@ -70,6 +79,13 @@ impl Hosts {
         let table = self.read();
         let reachable = table.iter().filter(|(_, host)| host.state != HostState::Unreachable);
         reachable.map(|(worker, _)| worker.clone()).collect()
+    }
+
+    /// All that are known, by id, apart by whether they may answer.
+    pub fn by_reach(&self) -> ByReach {
+        let is_heard = |(_, host): &(WorkerId, Host)| host.state != HostState::Unreachable;
+        let (heard, silent) = self.all().into_iter().partition(is_heard);
+        ByReach { heard, silent }
     }
 
     /// A host by the name a client gives.
@@ -182,6 +198,8 @@ mod tests {
             [(id("a"), HostState::Unreachable), (id("b"), HostState::Suspected)]
         );
         assert_eq!((hosts.reachable(), hosts.all().len()), (vec![id("b")], 2));
+        let ByReach { heard, silent } = hosts.by_reach();
+        assert_eq!((heard[0].0.clone(), silent[0].0.clone()), (id("b"), id("a")));
         assert_eq!(hosts.heard(&id("a")), Some(HostState::Ok));
         assert_eq!(hosts.heard(&id("b")), Some(HostState::Draining));
         // We slept, not they.

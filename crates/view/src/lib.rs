@@ -25,7 +25,7 @@ use tokio::sync::{broadcast, watch};
 use crate::{machines::Machines, volumes::Volumes, watchers::Watchers};
 
 pub use follow::{Published, follow};
-pub use hosts::{Host, Hosts};
+pub use hosts::{ByReach, Host, Hosts};
 pub use machines::{CachedMachine, Superseded};
 
 /// Changes that wait for a receiver of [`View::changes`] before it has to look at everything.

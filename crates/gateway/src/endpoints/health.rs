@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use axum::{Json, extract::State, http::StatusCode};
-use caddis_api::platform::HostState;
 use caddis_bus::message::{WorkerReply, WorkerRequest};
+use caddis_view::ByReach;
 use futures::future::join_all;
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -50,12 +50,7 @@ pub(crate) async fn check(context: &Context) -> Health {
     if let Err(error) = context.catalog.check().await {
         problems.push(error.to_string());
     }
-    let (silent, heard): (Vec<_>, Vec<_>) = context
-        .view
-        .hosts()
-        .all()
-        .into_iter()
-        .partition(|(_, host)| host.state == HostState::Unreachable);
+    let ByReach { heard, silent } = context.view.hosts().by_reach();
     if heard.is_empty() {
         let text = if silent.is_empty() { "no host is known" } else { "no host can be reached" };
         problems.push(text.to_owned());

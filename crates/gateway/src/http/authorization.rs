@@ -16,13 +16,12 @@ use axum::{
 };
 use caddis_api::{
     ApiError, ErrorCode, LeaseNonce, MachineId, SnapshotId, VolumeId, WorkerId, app::Organization,
-    platform::HostState,
 };
 use caddis_bus::message::{
     Action, SnapshotRecord, VolumeAction, VolumeRecord, WorkerReply, WorkerRequest,
 };
 use caddis_catalog::{AppPage, AppQuery, AppRecord, CatalogError, TokenScope, VolumePlacement};
-use caddis_view::CachedMachine;
+use caddis_view::{ByReach, CachedMachine};
 use futures::future::join_all;
 use serde::{Deserialize, de::DeserializeOwned};
 use tokio::sync::watch;
@@ -73,12 +72,7 @@ impl Caller {
         app: &AppRecord,
         id: &SnapshotId,
     ) -> Found<(WorkerId, SnapshotRecord)> {
-        let (silent, heard): (Vec<_>, Vec<_>) = context
-            .view
-            .hosts()
-            .all()
-            .into_iter()
-            .partition(|(_, host)| host.state == HostState::Unreachable);
+        let ByReach { heard, silent } = context.view.hosts().by_reach();
         let asked = heard.into_iter().map(|(worker, _)| async move {
             let found = snapshot(context, &worker, id).await;
             (worker, found)
