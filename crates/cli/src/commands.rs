@@ -10,7 +10,7 @@ mod explain;
 mod image;
 mod ips;
 mod logs;
-pub(crate) mod machine;
+mod machine;
 mod orgs;
 mod platform;
 mod policies;

@@ -1,6 +1,6 @@
 //! `caddis machine`.
 
-pub(crate) mod arguments;
+mod arguments;
 pub mod choice;
 mod clone;
 mod cordon;
