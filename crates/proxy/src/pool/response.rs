@@ -44,8 +44,8 @@ pub(super) struct Head {
     pub keeps_open: bool,
 }
 
-/// Takes a head off the start of what received. None: it is not all there yet. Informational ones
-/// before it are passed over, as the proxy tells clients itself to go on.
+/// Takes a head off the start of what was received. None: it is not all there yet. Informational
+/// ones before it are passed over, as the proxy tells clients itself to go on.
 pub(super) fn take_head(received: &mut Bytes, method: &Method) -> Result<Option<Head>, Invalid> {
     loop {
         let Some(head) = take_any_head(received, method)? else { return Ok(None) };
@@ -86,7 +86,7 @@ fn take_any_head(received: &mut Bytes, method: &Method) -> Result<Option<Head>, 
 /// Room for what the proxy adds to the answer.
 const ADDED: usize = 4;
 
-/// Fields whose values stay where they received.
+/// Fields whose values are parts of what was received.
 fn header_map(received: &Bytes, fields: &[httparse::Header<'_>]) -> Result<HeaderMap, Invalid> {
     let mut headers = HeaderMap::with_capacity(fields.len() + ADDED);
     for field in fields {
@@ -169,7 +169,7 @@ pub(crate) enum Body {
     ChunkEnd,
     /// Fields after the last chunk are next, or the empty line that ends all.
     Trailers,
-    /// These received, and are to be given.
+    /// These were received, and are to be given.
     Trailing(Box<HeaderMap>),
     Over,
 }

@@ -175,6 +175,23 @@ async fn a_long_response_arrives_whole() {
     }
 }
 
+/// With a body or without one: they take different ways.
+#[tokio::test]
+async fn a_target_without_a_path_is_asked_for_at_the_root() {
+    let upstream = Upstream::http("m").await;
+    let world = World::new();
+    world.apply(vec![started("m", upstream.address)]);
+    let rest = "HTTP/1.1\r\nHost: app.localhost\r\nConnection: close\r\n";
+    for end in ["\r\n", "Content-Length: 1\r\n\r\nx"] {
+        for (target, asked) in [("", "/"), ("?x=1", "/?x=1"), ("/?", "/?"), ("/a?b", "/a?b")] {
+            let request = format!("GET http://app.localhost{target} {rest}{end}");
+            let answer = in_time("an answer", send(world.http, &request)).await;
+            let line = format!("m got:\nget {asked} http/1.1\r\n");
+            assert!(answer.body.starts_with(&line), "{request}: {}", answer.body);
+        }
+    }
+}
+
 /// A body needs a task of its own for its connection; heads go over it afterwards.
 #[tokio::test]
 async fn heads_and_bodies_go_over_the_same_connection_in_turn() {
