@@ -28,7 +28,7 @@ use crate::{
 /// Until a worker that could not be told is told again.
 const AGAIN: Duration = Duration::from_secs(1);
 
-/// Something that workers are told so.
+/// Something that each worker is told as a whole.
 pub(crate) trait Pushed: Sized + Clone + PartialEq + Send + Sync {
     const PUSH: Push;
     /// What it is called in the log.

@@ -115,8 +115,7 @@ fn shown(at: SystemTime) -> String {
 }
 
 /// What stands between whose services a warning is about, "services" or "app NAME", and the
-/// address.
-/// `caddis doctor` looks for it.
+/// address. `caddis doctor` looks for it.
 pub const CANNOT_ANSWER: &str = " can't answer on ";
 
 struct ProxyInfo {

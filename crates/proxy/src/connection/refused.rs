@@ -42,8 +42,8 @@ fn head(status: StatusCode, fields: &HeaderMap) -> String {
     head + "\r\n"
 }
 
-/// Tells of a request that was refused: the log of its app, where the address that it came to says
-/// which that is.
+/// Logs a request that was refused, also in the log of its app where the address that it came to is
+/// one app's.
 pub(super) fn tell(core: &Core, connection: &Connection, why: &str, request_id: Option<&str>) {
     tracing::debug!(peer = %connection.peer, request = request_id, why, "refused a request");
     if let Some(app) = &connection.app {
