@@ -161,7 +161,7 @@ impl Http1 {
             }
             Self::Driven(sender) => {
                 let sent = sender.try_send_request(head.request(may_repeat, source));
-                // Boxed, as most requests are heads alone.
+                // Boxed, as most requests have no body.
                 sent_by_library(Box::pin(sent).await, head)
             }
         }
