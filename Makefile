@@ -56,9 +56,9 @@ build: setup
 deb: build
 	@scripts/deb.sh
 
-# The binaries that end-to-end tests run.
+# Tests and the binaries that they run, in one build, so that they share the features of what they depend on.
 build-tests: setup
-	cargo build --workspace --bins
+	cargo build --workspace --bins --tests --examples
 
 test: kernel build-tests
 	@scripts/test.sh

@@ -13,7 +13,7 @@ if [[ -n ${CADDIS_SOAK:-} ]]; then
     images+=(services)
 fi
 for image in "${images[@]}"; do
-    cargo run --quiet --package caddis-testkit --bin test-image -- "$image" >/dev/null
+    target/debug/test-image "$image" >/dev/null
 done
 
 scripts/traces.sh >"$work/before"

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Tests Caddis on a host as people have it: KVM, systemd as process 1, cgroup v2. Where the machine at hand has none of
 # these, they can be had inside an emulated AMD processor, whose SVM is emulated too: slow, but the real code path.
-# Prints what the tests inside print; the runner's summary comes last.
+# Prints what the tests inside print; the runner's summary comes last. PROFILE=debug tests what the tests are built with,
+# otherwise it is a release.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 [[ $(id -u) -eq 0 ]] || { echo "building a system needs root: sudo make test-host" >&2; exit 1; }
-readonly host=target/test-host
+readonly host=target/test-host built=target/${PROFILE:-release}
 started=$SECONDS
 work=$(mktemp -d "$PWD/target/test-host-run.XXXXXX")
 trap 'rm -rf "$work"' EXIT
@@ -13,12 +14,12 @@ trap 'rm -rf "$work"' EXIT
 payload=$work/payload
 mkdir "$payload"
 export DPKG_DEB_COMPRESSOR_TYPE=none
-mv "$(scripts/deb.sh target/release/caddis)" "$payload/caddis.deb"
-mv "$(scripts/deb.sh target/release/caddis 0.0.1)" "$payload/earlier.deb"
+mv "$(scripts/deb.sh "$built/caddis")" "$payload/caddis.deb"
+mv "$(scripts/deb.sh "$built/caddis" 0.0.1)" "$payload/earlier.deb"
 cp scripts/test-host/inside.sh "$payload/run.sh"
 echo "${TESTS:-}${BENCH:+ templates_and_the_pool_are_worth_what_is_promised}" >"$payload/tests"
-[[ -z ${BENCH:-} ]] || for program in caddis bench; do strip -o "$payload/$program" "target/release/$program"; done
-for image in web busybox; do cp -rT "$(target/release/test-image "$image")" "$payload/$image"; done
+[[ -z ${BENCH:-} ]] || for program in caddis bench; do strip -o "$payload/$program" "$built/$program"; done
+for image in web busybox; do cp -rT "$($built/test-image "$image")" "$payload/$image"; done
 truncate --size=384M "$work/payload.img"
 mke2fs -q -t ext4 -d "$payload" "$work/payload.img"
 qemu-img create -q -f qcow2 -b "$PWD/$host/disk" -F raw "$work/disk.qcow2"

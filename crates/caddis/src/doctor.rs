@@ -103,7 +103,8 @@ pub async fn run(arguments: DoctorArguments) -> Result<ExitCode> {
     let server = Server::find(&settings).await;
     let settings = served::with_those_of_server(settings, server.as_ref());
     let network = network::check(&settings, server.as_ref()).await;
-    let (snapshots, pool) = (snapshots::check(&settings).await, network::pool(&settings).await);
+    let snapshots = snapshots::check(&settings, server.as_ref()).await;
+    let pool = network::pool(&settings).await;
     let checks = move || {
         let mut checks = checks(&settings, server.as_ref());
         checks.extend(wireguard::check(&settings, server.as_ref()));

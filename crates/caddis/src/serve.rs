@@ -149,6 +149,8 @@ async fn start(
         services: services.unwrap_or_default(),
         egress_addresses: Some(settings.traffic.egress_addresses.clone()),
         wireguard: settings.wireguard.as_ref().map(|wireguard| wireguard.listen),
+        snapshot_store: Some(settings.snapshots.to_string()),
+        volume_gb: settings.volume_gib,
     })?;
     Ok((listener, address, server))
 }
@@ -401,7 +403,7 @@ async fn open_volumes(
 /// Opens the snapshots. A store that does not answer is no reason not to start.
 fn open_snapshots(settings: &Settings, key: &InstallationKey) -> Result<SnapshotStore> {
     let location = settings.snapshots.location()?;
-    info!(store = %location, "snapshots of volumes are kept");
+    info!(store = %settings.snapshots, "snapshots of volumes are kept");
     let config = caddis_snapshot::StoreConfig { location, key: key.of_snapshots()? };
     SnapshotStore::open(config).context("can't open the snapshot store")
 }

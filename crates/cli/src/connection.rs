@@ -36,6 +36,14 @@ pub struct ServerFile {
     /// release.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wireguard: Option<SocketAddr>,
+    /// Where it keeps snapshots of volumes, a directory or a URL without credentials; absent where
+    /// it is of an earlier release.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot_store: Option<String>,
+    /// Space for volumes that it was given, GiB; absent where that is for it to choose, or it is of
+    /// an earlier release.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volume_gb: Option<u64>,
 }
 
 /// A server and the token for it.

@@ -66,18 +66,39 @@ pub(crate) struct WantedVolume {
     pub compute: Option<MachineConfig>,
     /// Hosts that it is not to be on.
     pub avoid: BTreeSet<WorkerId>,
-    /// Also where no other host could ever have it.
-    pub insist: bool,
+    /// Whether it is to be on none of them.
+    pub apart: Apart,
     /// Whether they are those that have any volume of its app, not only of its name.
     pub app_wide: bool,
 }
 
-/// The offers for a volume of the first of these regions that has room, best first, and its name.
+/// Whether a volume is on a host of its own, without others of its name or app.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Apart {
+    /// It need not be.
+    No,
+    /// Where its region has several hosts.
+    OfSeveralHosts,
+    /// Also where no other host could ever have it.
+    Always,
+}
+
+/// What hosts offer for a volume.
+pub(crate) struct VolumeOffers {
+    /// The first of the wanted regions that has room.
+    pub region: RegionCode,
+    /// Its offers, best first.
+    pub offers: Vec<Offer>,
+    /// Whether each of several volumes has to be on a host of its own.
+    pub apart: bool,
+}
+
+/// The offers for a volume.
 pub(crate) async fn volume_offers(
     context: &Inner,
     regions: &[RegionCode],
     wanted: &WantedVolume,
-) -> Result<(RegionCode, Vec<Offer>), ApiError> {
+) -> Result<VolumeOffers, ApiError> {
     let compute = wanted.compute.as_ref();
     let question = Question::Place {
         cpus: compute.map_or(0, MachineConfig::cpus),
@@ -90,14 +111,18 @@ pub(crate) async fn volume_offers(
     let mut refused = Vec::new();
     for region in regions {
         let is_only = hosts.iter().filter(|(_, host)| host.region == *region).count() == 1;
-        let avoids =
-            |offer: &Offer| (wanted.insist || !is_only) && wanted.avoid.contains(&offer.worker);
+        let apart = match wanted.apart {
+            Apart::No => false,
+            Apart::OfSeveralHosts => !is_only,
+            Apart::Always => true,
+        };
+        let avoids = |offer: &Offer| apart && wanted.avoid.contains(&offer.worker);
         let answers = ask(context, region, &question, WINDOW).await?;
         let (mut fitting, unfit): (Vec<Offer>, Vec<Offer>) =
             answers.into_iter().partition(|offer| offer.fits && !avoids(offer));
         if !fitting.is_empty() {
             rank(&mut fitting);
-            return Ok((region.clone(), fitting));
+            return Ok(VolumeOffers { region: region.clone(), offers: fitting, apart });
         }
         refused.push((region.clone(), unfit));
     }
@@ -302,7 +327,7 @@ mod tests {
             gib: 10,
             compute: None,
             avoid: BTreeSet::new(),
-            insist: true,
+            apart: Apart::Always,
             app_wide: false,
         };
         let local = RegionCode::from_trusted("local");

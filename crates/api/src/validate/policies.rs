@@ -2,6 +2,8 @@
 
 use std::net::IpAddr;
 
+use ipnet::IpNet;
+
 use crate::{
     ApiError, AppName, MachineId, PolicyId,
     policies::{
@@ -153,25 +155,27 @@ fn check_peer(place: &str, peer: &PolicyPeer) -> Result<(), ApiError> {
     }
 }
 
-/// An address, or one with the length of its prefix.
+/// An address, or a range as a filter of packets has it: no bits set beyond its length.
 fn check_cidr(place: &str, cidr: &str) -> Result<(), ApiError> {
-    let (address, length) =
-        cidr.split_once('/').map_or((cidr, None), |(address, length)| (address, Some(length)));
-    let parsed = address.parse::<IpAddr>().ok();
-    let fits = parsed.is_some_and(|address| {
-        let longest = if address.is_ipv4() { 32 } else { 128 };
-        length.is_none_or(|length| {
-            let is_number = !length.is_empty() && length.bytes().all(|byte| byte.is_ascii_digit());
-            is_number && length.parse::<u8>().is_ok_and(|length| length <= longest)
-        })
-    });
-    if fits {
-        return Ok(());
+    let wrong =
+        |what: &str| ApiError::invalid(format!("invalid {place}.cidr, '{}' {what}", shown(cidr)));
+    let range = match cidr.split_once('/') {
+        Some((_, length)) if length.len() > 1 && length.starts_with('0') => None,
+        Some(_) => cidr.parse::<IpNet>().ok(),
+        None => cidr.parse::<IpAddr>().ok().map(IpNet::from),
+    };
+    let range = range
+        .ok_or_else(|| wrong("is not an address or range like 10.0.0.0/8 or 2001:db8::/32"))?;
+    if let IpAddr::V6(address) = range.addr()
+        && address.to_ipv4_mapped().is_some()
+    {
+        return Err(wrong("is an IPv4 address written as IPv6: write it as IPv4"));
     }
-    Err(ApiError::invalid(format!(
-        "invalid {place}.cidr, '{}' is not an address or range like 10.0.0.0/8 or 2001:db8::/32",
-        shown(cidr)
-    )))
+    if range.trunc() != range {
+        let (address, whole) = (range.addr(), range.trunc());
+        return Err(wrong(&format!("is within a range: write {whole}, or {address} alone")));
+    }
+    Ok(())
 }
 
 fn shown(text: &str) -> String {
@@ -257,6 +261,9 @@ mod tests {
             (json!({ "to": [{ "cidr": "10.0.0.0/33" }] }), "'10.0.0.0/33' is not an address"),
             (json!({ "to": [{ "cidr": "10.0.0.0/+8" }] }), "is not an address"),
             (json!({ "to": [{ "cidr": "any" }] }), "'any' is not an address"),
+            (json!({ "to": [{ "cidr": "10.0.0.0/08" }] }), "is not an address"),
+            (json!({ "to": [{ "cidr": "10.0.0.1/8" }] }), "write 10.0.0.0/8, or 10.0.0.1 alone"),
+            (json!({ "to": [{ "cidr": "::ffff:10.0.0.0/104" }] }), "write it as IPv4"),
             (json!({ "to": [{ "app": "A!" }] }), "invalid rules[0].to[0].app"),
             (json!({ "too": [] }), "unknown field `too`"),
         ] {

@@ -79,6 +79,8 @@ pub(super) mod tests {
             services,
             egress_addresses: None,
             wireguard: None,
+            snapshot_store: None,
+            volume_gb: None,
         };
         Server { file, status: Ok(status) }
     }

@@ -4,26 +4,36 @@ use std::{path::Path, time::Duration};
 
 use caddis_snapshot::{Location, Options, SnapshotStore, StoreConfig, StoreKey};
 
-use super::{Check, existing};
+use super::{Check, existing, served, server::Server};
 use crate::{failure, installation_key::InstallationKey, instance, settings::Settings};
 
 const NAME: &str = "snapshots";
+const TO_TRY: &str = "the server has it, and it was not tried: that takes its --snapshot-store";
 /// Below it a directory is told to be nearly full, bytes.
 const WANTED_DISK: u64 = 1 << 30;
 /// How long a store is tried that does not answer.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Writes a small object into the store, reads it and removes it. A directory that is not there yet
-/// is not made.
-pub async fn check(settings: &Settings) -> Check {
-    let location = match settings.snapshots.location() {
-        Ok(location) => location,
-        Err(error) => {
+/// is not made. Nothing of the kind where the server that runs has a store that is not asked for, or
+/// credentials that doctor does not have.
+pub async fn check(settings: &Settings, server: Option<&Server>) -> Check {
+    let store = settings.snapshots.to_string();
+    let is_default = settings.snapshots.is_default(&settings.data_dir);
+    let location = match (settings.snapshots.location(), served::snapshot_store(server)) {
+        (Ok(_), Some(served)) if is_default && served != store => {
+            return Check::ok(NAME, format!("{served}; {TO_TRY}"));
+        }
+        (Err(_), Some(served)) if served == store => {
+            return Check::ok(NAME, format!("{served}; {TO_TRY} and its credentials"));
+        }
+        (Ok(location), _) => location,
+        (Err(error), _) => {
             let text = failure::with_causes(&error);
             return Check::failed(NAME, text, "see caddis serve --help: --snapshot-store");
         }
     };
-    let mut text = location.to_string();
+    let mut text = store;
     let mut is_full = false;
     if let Location::Directory(path) = &location {
         match room(path, &settings.data_dir) {

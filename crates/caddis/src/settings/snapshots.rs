@@ -1,7 +1,7 @@
 //! Where snapshots of volumes are kept.
 
 use std::{
-    fs,
+    fmt, fs,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
@@ -65,12 +65,21 @@ impl SnapshotSettings {
             bail!("{flag} is for a snapshot store in S3: name it with --snapshot-store {S3}BUCKET");
         }
         match store {
-            None => Ok(Self::Directory(data_dir.join(instance::SNAPSHOTS))),
+            None => Ok(Self::default_of(data_dir)),
             Some(store) if store.is_empty() || store.contains("://") => {
                 bail!("invalid snapshot store '{store}': use a directory, or {S3}BUCKET/PREFIX")
             }
             Some(store) => Ok(Self::Directory(store.into())),
         }
+    }
+
+    fn default_of(data_dir: &Path) -> Self {
+        Self::Directory(data_dir.join(instance::SNAPSHOTS))
+    }
+
+    /// Whether it is what it is unless something else is given.
+    pub fn is_default(&self, data_dir: &Path) -> bool {
+        *self == Self::default_of(data_dir)
     }
 
     /// The same with the credentials.
@@ -97,6 +106,17 @@ impl SnapshotSettings {
                     credentials,
                 })
             }
+        }
+    }
+}
+
+impl fmt::Display for SnapshotSettings {
+    /// The path, or the URL, without credentials.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Directory(path) => path.display().fmt(f),
+            Self::S3 { bucket, prefix, .. } if prefix.is_empty() => write!(f, "{S3}{bucket}"),
+            Self::S3 { bucket, prefix, .. } => write!(f, "{S3}{bucket}/{prefix}"),
         }
     }
 }

@@ -65,4 +65,14 @@ async fn the_file_is_the_owner_s_alone_and_nothing_is_created_where_it_can_t_be_
     let rest = |text: &str| text.lines().skip(2).map(str::to_owned).collect::<Vec<_>>();
     assert_ne!(before, after);
     assert_eq!(rest(&before), rest(&after), "only the key is another");
+
+    let written = stand.run(&format!("{reset} --json")).await.ok().json();
+    assert_eq!(written["peer"]["name"], "laptop");
+    assert_eq!(written["server"]["endpoint"], "vpn.example.com:51820");
+    assert_eq!(written["file"], path.to_str().unwrap());
+    assert_eq!(written.get("configuration"), None, "the private key is in the file only");
+    let shown = stand.run("wireguard create personal local phone --json").await.ok().json();
+    let configuration = shown["configuration"].as_str().unwrap();
+    assert!(configuration.starts_with("[Interface]\nPrivateKey = "), "{configuration}");
+    assert_eq!(shown.get("file"), None);
 }

@@ -140,7 +140,7 @@ async fn what_is_wrong_with_a_policy_is_said_and_nothing_is_recorded() {
 async fn apps_and_networks_stand_for_the_addresses_they_have_at_the_time() {
     let fixture = fixture().await;
     fixture.post("/v1/apps", json!({ "name": "b", "org_slug": "personal" })).await;
-    let to = json!([{ "app": "b" }, { "network": "default" }, { "cidr": "192.0.2.77/24" }]);
+    let to = json!([{ "app": "b" }, { "network": "default" }, { "cidr": "192.0.2.0/24" }]);
     put(&fixture, egress("x", to)).await.ok();
     let app = fixture.call("GET /v1/apps/b").await.ok();
     let network =

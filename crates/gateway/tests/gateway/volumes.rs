@@ -425,6 +425,11 @@ async fn volumes_of_one_name_are_on_different_hosts_where_there_are_several() {
     assert_eq!(refused.status, 422, "{}", refused.text);
     assert_eq!(refused.json()["status"], "insufficient_capacity");
     assert!(refused.error().contains("require_unique_zone"), "{}", refused.error());
+    // Before the first of several is made.
+    let refused = make(json!({ "name": "several", "count": 3 })).await;
+    assert_eq!(refused.status, 422, "{}", refused.text);
+    assert!(refused.error().contains("there are 2 hosts with room"), "{}", refused.error());
+    make(json!({ "name": "several", "count": 3, "require_unique_zone": false })).await.ok();
     make(json!({ "name": "data", "require_unique_zone": false })).await.ok();
     make(json!({ "name": "other" })).await.ok();
     let app_wide = json!({ "name": "third", "unique_zone_app_wide": true });
@@ -444,6 +449,8 @@ async fn one_host_has_several_volumes_of_a_name_unless_a_zone_of_its_own_is_insi
     for volume in ids(&fixture.call(&format!("GET {VOLUMES}")).await.ok()) {
         fixture.call(&format!("DELETE {VOLUMES}/{volume}")).await.ok();
     }
+    let several = json!({ "name": "several", "require_unique_zone": true, "count": 2 });
+    assert_eq!(fixture.post(VOLUMES, several).await.status, 422);
     fixture.post(VOLUMES, insisted).await.ok();
 }
 

@@ -30,6 +30,9 @@ pub struct Create {
     /// Private network [default: the organization's default].
     #[arg(long, value_name = "NAME")]
     network: Option<String>,
+    /// Print as JSON, which holds the configuration where no file is named.
+    #[arg(short, long)]
+    json: bool,
 }
 
 pub async fn run(create: Create, session: &Session) -> Result<(), CliError> {
@@ -58,5 +61,5 @@ pub async fn run(create: Create, session: &Session) -> Result<(), CliError> {
         "Created WireGuard peer {} with address {}; its private key is in the configuration only.",
         reply.peer.name, reply.peer.peer_ip
     ))?;
-    target.write(session, &org, &keys, &reply)
+    target.write(session, &org, &keys, &reply, create.json)
 }

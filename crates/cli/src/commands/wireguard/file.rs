@@ -11,6 +11,7 @@ use aws_lc_rs::agreement::{PrivateKey, X25519};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use caddis_api::wireguard::WireGuardPeerReply;
 use rand::Rng as _;
+use serde::Serialize;
 use zeroize::Zeroizing;
 
 use crate::{CliError, session::Session};
@@ -81,17 +82,25 @@ impl Target {
         Ok(Self::File { path, replace })
     }
 
-    /// Writes it.
+    /// Writes it, and shows what was written where; with `json` as JSON, which holds the
+    /// configuration itself where it goes to no file.
     pub fn write(
         &self,
         session: &Session,
         org: &str,
         keys: &KeyPair,
         reply: &WireGuardPeerReply,
+        json: bool,
     ) -> Result<(), CliError> {
         let text = text(keys, reply);
+        let printer = &session.printer;
         let Self::File { path, replace } = self else {
-            return Ok(session.printer.raw_out(&text)?);
+            if json {
+                printer.json(&Written { reply, file: None, configuration: Some(&text) })?;
+            } else {
+                printer.raw_out(&text)?;
+            }
+            return Ok(());
         };
         let attempted = |error: std::io::Error| {
             let hint = format!(
@@ -106,11 +115,26 @@ impl Target {
         }
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
         file.and_then(|mut file| file.write_all(text.as_bytes())).map_err(attempted)?;
+        if json {
+            let written = Written { reply, file: Some(path), configuration: None };
+            return Ok(printer.json(&written)?);
+        }
         let path = path.display();
-        Ok(session.printer.out(format_args!(
+        Ok(printer.out(format_args!(
             "Wrote WireGuard configuration to {path}; connect with: sudo wg-quick up {path}"
         ))?)
     }
+}
+
+/// What `--json` prints.
+#[derive(Serialize)]
+struct Written<'a> {
+    #[serde(flatten)]
+    reply: &'a WireGuardPeerReply,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    file: Option<&'a Path>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    configuration: Option<&'a str>,
 }
 
 fn text(keys: &KeyPair, reply: &WireGuardPeerReply) -> Zeroizing<String> {

@@ -20,6 +20,9 @@ pub struct Reset {
     /// File to write or replace [default: standard output].
     #[arg(value_name = "FILE")]
     file: Option<PathBuf>,
+    /// Print as JSON, which holds the configuration where no file is named.
+    #[arg(short, long)]
+    json: bool,
 }
 
 pub async fn run(reset: Reset, session: &Session) -> Result<(), CliError> {
@@ -34,5 +37,5 @@ pub async fn run(reset: Reset, session: &Session) -> Result<(), CliError> {
     session.printer.note(format_args!(
         "Gave WireGuard peer {name} a new key; the former configuration no longer works."
     ))?;
-    target.write(session, &org, &keys, &reply)
+    target.write(session, &org, &keys, &reply, reset.json)
 }

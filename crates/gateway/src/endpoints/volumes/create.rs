@@ -30,7 +30,7 @@ use crate::{
         idempotency::RequestId,
         responses::{BadBody, NoApp},
     },
-    scheduler::{self, WantedVolume},
+    scheduler::{self, Apart, VolumeOffers, WantedVolume},
 };
 
 /// Hosts tried when one after the other turns out to be full after all.
@@ -135,13 +135,10 @@ async fn place(context: &Context, wanted: Wanted) -> Result<Volume, ApiError> {
     let (region, workers) = match &wanted.source {
         Some(Source::Volume(source)) => (source.volume.region.clone(), vec![source.worker.clone()]),
         source => {
-            let (region, mut offers) = scheduler::volume_offers(
-                context,
-                &wanted.regions,
-                &volume(context, &wanted).await?,
-            )
-            .await?;
-            check_count(&wanted, &offers)?;
+            let volume = volume(context, &wanted).await?;
+            let found = scheduler::volume_offers(context, &wanted.regions, &volume).await?;
+            check_count(&wanted, &found)?;
+            let VolumeOffers { region, mut offers, .. } = found;
             if let Some(Source::Snapshot(worker, _)) = source {
                 // A store in a directory is that host's alone.
                 offers.sort_by_key(|offer| offer.worker != *worker);
@@ -171,8 +168,16 @@ async fn place(context: &Context, wanted: Wanted) -> Result<Volume, ApiError> {
 
 /// Refuses the first of several volumes for which these hosts have no room together, before any of
 /// them takes some of it.
-fn check_count(wanted: &Wanted, offers: &[Offer]) -> Result<(), ApiError> {
+fn check_count(wanted: &Wanted, found: &VolumeOffers) -> Result<(), ApiError> {
     let (gib, count) = (u64::from(wanted.size_gb), u64::from(wanted.request.count.unwrap_or(1)));
+    let (offers, hosts) = (&found.offers, found.offers.len() as u64);
+    if found.apart && count > hosts {
+        let text = format!(
+            "there are {hosts} hosts with room for a volume of {gib} GiB, not {count}, and zones of \
+             their own were asked for (require_unique_zone)"
+        );
+        return Err(ApiError::new(ErrorCode::InsufficientCapacity, text));
+    }
     // Each has room for this one, and so much left afterwards; or as much as anybody wants.
     let of = |offer: &Offer| offer.free_volume_gib.map_or(u64::MAX, |left| 1 + left / gib.max(1));
     let fitting = offers.iter().map(of).fold(0, u64::saturating_add);
@@ -190,13 +195,15 @@ fn check_count(wanted: &Wanted, offers: &[Offer]) -> Result<(), ApiError> {
 /// What the scheduler has to know.
 async fn volume(context: &Context, wanted: &Wanted) -> Result<WantedVolume, ApiError> {
     let request = &wanted.request;
-    let (unique, app_wide) = (
-        request.require_unique_zone.unwrap_or(true),
-        request.unique_zone_app_wide.unwrap_or(false),
-    );
+    let app_wide = request.unique_zone_app_wide.unwrap_or(false);
+    let apart = match request.require_unique_zone {
+        _ if app_wide => Apart::Always,
+        Some(true) => Apart::Always,
+        None => Apart::OfSeveralHosts,
+        Some(false) => Apart::No,
+    };
     let placed = context.catalog.volumes_of(wanted.app.number).await?.into_iter();
-    let others = placed
-        .filter(|other| !other.deleted && (app_wide || (unique && other.name == request.name)));
+    let others = placed.filter(|other| !other.deleted && (app_wide || other.name == request.name));
     let avoid: BTreeSet<_> = others.map(|other| other.worker).collect();
     let compute = match &request.compute {
         Some(guest) => {
@@ -204,13 +211,7 @@ async fn volume(context: &Context, wanted: &Wanted) -> Result<WantedVolume, ApiE
         }
         None => None,
     };
-    Ok(WantedVolume {
-        gib: wanted.size_gb,
-        compute,
-        avoid,
-        insist: app_wide || request.require_unique_zone == Some(true),
-        app_wide,
-    })
+    Ok(WantedVolume { gib: wanted.size_gb, compute, avoid, apart, app_wide })
 }
 
 /// `again`: its worker may have been asked before.
