@@ -42,6 +42,9 @@ use crate::{
 /// The fatal alert `unrecognized_name` as a record, as long as nothing is encrypted.
 const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
 
+/// A client that still sends when it has been answered may take so long to read the answer.
+const LINGER: Duration = Duration::from_secs(5);
+
 static NEXT: AtomicU64 = AtomicU64::new(1);
 
 /// Where a connection came in.
@@ -183,6 +186,20 @@ impl Connection {
         match timeout {
             Some(timeout) => self.monitor.idle(timeout).await,
             None => std::future::pending().await,
+        }
+    }
+
+    /// Drops what the client still sends of a request that has been answered, for a while. Closed with
+    /// something unread, the connection would be reset, and a client that reads the answer only when
+    /// it has sent all would not find it any more (RFC 9112, section 9.6).
+    async fn linger(&self, core: &Core) {
+        if self.is_between.load(Ordering::Relaxed) {
+            return;
+        }
+        tokio::select! {
+            () = self.monitor.discard() => {}
+            () = tokio::time::sleep(LINGER) => {}
+            () = core.stopping.cancelled() => {}
         }
     }
 

@@ -98,6 +98,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Serving<S> {
         }
     }
 
+    /// Whether the connection, which has ended without an error, did so with an answer over HTTP/1,
+    /// and not with an upgrade, after which somebody else has it.
+    pub(crate) fn has_answered_last(self) -> bool {
+        match self {
+            Self::Http1(serving) => serving.into_parts().is_some(),
+            Self::Http2(_) => false,
+        }
+    }
+
     /// The connection of a request that was refused and that nobody has answered, once it has ended
     /// in an error, and why it was refused.
     pub(crate) fn unanswered(self) -> Option<(Guarded<S>, &'static str)> {

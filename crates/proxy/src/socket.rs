@@ -46,6 +46,9 @@ pub(crate) fn tune(stream: &TcpStream) {
 /// So many bytes are copied to be written as one piece.
 const ONE_PIECE: usize = 4096;
 
+/// So many bytes that nobody wants are read at once.
+const DROPPED_AT_ONCE: usize = 16 << 10;
+
 thread_local! {
     static WHOLE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
@@ -190,6 +193,20 @@ impl Monitor {
     pub(crate) async fn broken(&self) {
         // The error is that the runtime ends.
         let _ = self.stream.as_ref().ready(Interest::ERROR).await;
+    }
+
+    /// Reads what the client still sends, and drops it, until it closes its side.
+    pub(crate) async fn discard(&self) {
+        let stream: &TcpStream = self.stream.as_ref();
+        let mut dropped = vec![0; DROPPED_AT_ONCE];
+        while stream.readable().await.is_ok() {
+            match stream.try_read(&mut dropped) {
+                Ok(0) => return,
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(_) => return,
+            }
+        }
     }
 
     /// Ends when nothing went over it for so long, from now on.

@@ -84,20 +84,26 @@ pub(super) async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
                 None => return,
             },
         };
-        let Err(error) = result else { return };
+        let Err(error) = result else {
+            if serving.has_answered_last() {
+                Box::pin(connection.linger(core)).await;
+            }
+            return;
+        };
         if error.is_parse() {
             // hyper has answered it.
             refused::tell(core, &connection, &error.to_string(), None);
+            drop(serving);
         } else if let Some((stream, why)) = serving.unanswered() {
             let answer = refused::answer(core, &connection, options, stream, why);
             tokio::select! {
                 () = answer => {}
-                () = over => {}
+                () = over => return,
             }
         } else {
-            tracing::debug!(%error, "connection ended");
+            return tracing::debug!(%error, "connection ended");
         }
-        return;
+        return Box::pin(connection.linger(core)).await;
     }
 }
 

@@ -89,6 +89,42 @@ async fn refusals_of_an_app_that_is_known_are_in_its_log_with_the_id_that_the_cl
     assert_eq!(upstream.connections(), 0);
 }
 
+#[tokio::test]
+async fn a_client_that_reads_when_it_has_sent_all_gets_the_answer() {
+    let upstream = Upstream::serve(|mut stream, _| async move {
+        read_head(&mut stream).await;
+        let _ = stream.write_all(b"HTTP/1.1 413 Too Large\r\nContent-Length: 3\r\n\r\nbig").await;
+        // As servers do it.
+        let _ = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
+    })
+    .await;
+    let world = World::new();
+    world.apply(vec![started("a1", upstream.address)]);
+    let of_machine = "POST / HTTP/1.1\r\nHost: app.localhost\r\nContent-Length: 16777216\r\n\r\n";
+    let elsewhere = of_machine.replace("app.", "none.");
+    for (head, status) in
+        [(of_machine, 413), (&elsewhere, 404), (TWO_LENGTHS, 400), ("GE(T / HTTP/1.1\r\n\r\n", 400)]
+    {
+        let mut stream = TcpStream::connect(world.http).await.unwrap();
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let body = vec![b'a'; 16 << 20];
+        let written = in_time("all to be taken", stream.write_all(&body)).await;
+        written.unwrap_or_else(|error| panic!("{head:?}: {error}"));
+        let mut answer = String::new();
+        let read = in_time("the answer", stream.read_to_string(&mut answer)).await;
+        read.unwrap_or_else(|error| panic!("{head:?}: {error}"));
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{head:?}: {answer:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_sends_on_for_ever_is_cut_after_its_answer() {
+    let world = World::new();
+    let mut stream = TcpStream::connect(world.http).await.unwrap();
+    stream.write_all(TWO_LENGTHS.as_bytes()).await.unwrap();
+    in_time("the cut", async { while stream.write_all(&[b'a'; 1024]).await.is_ok() {} }).await;
+}
+
 /// More than may be in a head.
 fn long() -> String {
     format!("GET / HTTP/1.1\r\nHost: app\r\nA: {}\r\n\r\n", "a".repeat(70 << 10))
