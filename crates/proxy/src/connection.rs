@@ -189,9 +189,9 @@ impl Connection {
         }
     }
 
-    /// Drops what the client still sends of a request that has been answered, for a while. Closed with
-    /// something unread, the connection would be reset, and a client that reads the answer only when
-    /// it has sent all would not find it any more (RFC 9112, section 9.6).
+    /// Drops what the client still sends of a request that has been answered, for a while. Closed
+    /// with something unread, the connection would be reset, and a client that reads only when it
+    /// has sent all would not find the answer any more (RFC 9112, section 9.6).
     async fn linger(&self, core: &Core) {
         if self.is_between.load(Ordering::Relaxed) {
             return;

@@ -330,7 +330,7 @@ pub async fn a_saved_machine_resumes_once(fixture: &dyn Fixture) {
     end(&vm).await;
 
     let vm = machine.resume(driver.as_ref()).await;
-    assert_eq!(vm.start().kind, StartKind::Resume);
+    assert_eq!(vm.start().kind, StartKind::Resume, "{}", vm.start().reason);
     assert!(!driver.is_saved(&machine.directory()), "it is used up");
     end(&vm).await;
 
@@ -427,7 +427,7 @@ pub async fn a_machine_may_have_any_of_the_disks(fixture: &dyn Fixture) {
     vm.save(&machine.directory()).await.unwrap();
     end(&vm).await;
     let vm = machine.resume(driver.as_ref()).await;
-    assert_eq!(vm.start().kind, StartKind::Resume);
+    assert_eq!(vm.start().kind, StartKind::Resume, "{}", vm.start().reason);
     end(&vm).await;
     driver.close().await;
 }

@@ -15,8 +15,8 @@ const WANTED_DISK: u64 = 1 << 30;
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Writes a small object into the store, reads it and removes it. A directory that is not there yet
-/// is not made. Nothing of the kind where the server that runs has a store that is not asked for, or
-/// credentials that doctor does not have.
+/// is not made. Nothing of the kind where the server that runs has a store that is not asked for,
+/// or credentials that doctor does not have.
 pub async fn check(settings: &Settings, server: Option<&Server>) -> Check {
     let store = settings.snapshots.to_string();
     let is_default = settings.snapshots.is_default(&settings.data_dir);

@@ -428,7 +428,7 @@ async fn volumes_of_one_name_are_on_different_hosts_where_there_are_several() {
     // Before the first of several is made.
     let refused = make(json!({ "name": "several", "count": 3 })).await;
     assert_eq!(refused.status, 422, "{}", refused.text);
-    assert!(refused.error().contains("there are 2 hosts with room"), "{}", refused.error());
+    assert!(refused.error().contains("2 of the hosts have room"), "{}", refused.error());
     make(json!({ "name": "several", "count": 3, "require_unique_zone": false })).await.ok();
     make(json!({ "name": "data", "require_unique_zone": false })).await.ok();
     make(json!({ "name": "other" })).await.ok();

@@ -146,7 +146,7 @@ pub async fn a_machine_with_volumes_resumes_with_them(fixture: &dyn Fixture) {
     assert!(matches!(error, VmmError::InvalidDisk { .. }), "{error}");
     assert!(driver.is_saved(&machine.directory()));
     let vm = machine.try_launch_with(driver.as_ref(), vec![volume.disk(0).await]).await.unwrap();
-    assert_eq!(vm.start().kind, StartKind::Resume);
+    assert_eq!(vm.start().kind, StartKind::Resume, "{}", vm.start().reason);
     answers(&vm).await;
     assert!(volume.try_open().is_none(), "it is the VM's");
     end(&vm).await;

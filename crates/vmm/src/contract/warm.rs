@@ -20,7 +20,7 @@ pub async fn a_warm_vm_becomes_the_machine_s(fixture: &dyn Fixture) {
     vm.save(&machine.directory()).await.unwrap();
     end(&vm).await;
     let vm = machine.resume(driver.as_ref()).await;
-    assert_eq!(vm.start().kind, StartKind::Resume);
+    assert_eq!(vm.start().kind, StartKind::Resume, "{}", vm.start().reason);
     end(&vm).await;
     driver.close().await;
 }

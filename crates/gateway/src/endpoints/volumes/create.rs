@@ -173,7 +173,7 @@ fn check_count(wanted: &Wanted, found: &VolumeOffers) -> Result<(), ApiError> {
     let (offers, hosts) = (&found.offers, found.offers.len() as u64);
     if found.apart && count > hosts {
         let text = format!(
-            "there are {hosts} hosts with room for a volume of {gib} GiB, not {count}, and zones of \
+            "{hosts} of the hosts have room for a volume of {gib} GiB, not {count}, and zones of \
              their own were asked for (require_unique_zone)"
         );
         return Err(ApiError::new(ErrorCode::InsufficientCapacity, text));
