@@ -101,13 +101,26 @@ impl Process {
         Ok(Watch { descriptor })
     }
 
-    /// Waits for its end on this thread, and reaps it if it is our child.
-    pub(crate) fn wait_blocking(&self, deadline: Duration) -> io::Result<()> {
+    /// An error once it has ended. To be asked after connecting to a socket in its directory: who
+    /// takes its place there has sockets of the same names.
+    pub(crate) fn check(&self) -> io::Result<()> {
+        match self.has_ended_within(Duration::ZERO)? {
+            true => Err(io::Error::other("the VM process has ended")),
+            false => Ok(()),
+        }
+    }
+
+    fn has_ended_within(&self, time: Duration) -> io::Result<bool> {
         use rustix::event::{PollFd, PollFlags, Timespec, poll};
         let limit =
-            Timespec { tv_sec: i64::try_from(deadline.as_secs()).unwrap_or(i64::MAX), tv_nsec: 0 };
+            Timespec { tv_sec: i64::try_from(time.as_secs()).unwrap_or(i64::MAX), tv_nsec: 0 };
         let mut events = [PollFd::new(&self.descriptor, PollFlags::IN)];
-        if poll(&mut events, Some(&limit))? == 0 {
+        Ok(poll(&mut events, Some(&limit))? > 0)
+    }
+
+    /// Waits for its end on this thread, and reaps it if it is our child.
+    pub(crate) fn wait_blocking(&self, deadline: Duration) -> io::Result<()> {
+        if !self.has_ended_within(deadline)? {
             return Err(io::ErrorKind::TimedOut.into());
         }
         reap(&self.descriptor);

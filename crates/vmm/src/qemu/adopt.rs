@@ -86,7 +86,7 @@ fn look_for(
     let lost = || io::Error::other("its record is lost");
     let mut record = record.ok_or_else(lost).map_err(VmmError::io(attempted()))?;
     if record.cloning {
-        suspend::unpause(directory)?;
+        suspend::unpause(&process, directory)?;
         record.cloning = false;
         record.write(directory)?;
     }

@@ -253,7 +253,7 @@ impl Launch<'_> {
             Source::Cold(_) => VmmError::DiedAtStart { message: said(error) },
             _ => VmmError::NotRestored { message: said(error) },
         };
-        let (mut qmp, greeted) = self.take_on(begun).map_err(not_restored)?;
+        let (mut qmp, greeted) = self.take_on(&running.process, begun).map_err(not_restored)?;
         let guest = match self.source {
             Source::Template(_) => Guest::IsTold,
             Source::Cold(_) | Source::Snapshot(..) => Guest::Knows,
@@ -280,8 +280,8 @@ impl Launch<'_> {
     }
 
     /// Connects, and has the process take on what was saved. Gives how long connecting took, too.
-    fn take_on(&self, begun: Instant) -> io::Result<(Qmp, Duration)> {
-        let connect = || Qmp::connect(self.directory, QMP_SOCKET);
+    fn take_on(&self, process: &Process, begun: Instant) -> io::Result<(Qmp, Duration)> {
+        let connect = || Qmp::connect(process, self.directory, QMP_SOCKET);
         let (mut qmp, state) = match self.source {
             Source::Cold(_) => return connect().map(|qmp| (qmp, begun.elapsed())),
             Source::Template(sealed) => (connect()?, file::reopen(&sealed.state)?),

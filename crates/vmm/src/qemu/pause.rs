@@ -34,7 +34,7 @@ use tokio::{
 use tracing::debug;
 
 use super::{launch::QMP_SOCKET, qmp};
-use crate::{Pause, socket};
+use crate::{Pause, process::Process, socket};
 
 /// Time after a start until it is listened to: what happens before is asked for then, and its start
 /// is not held up.
@@ -91,20 +91,22 @@ impl Orders {
     }
 }
 
-/// Listens to the QEMU of the VM with this directory until it is dropped.
+/// Listens to the QEMU of the VM with this directory until it has ended. After that another one may
+/// be there, which has one connection to give away as well.
 pub(super) async fn listen(
+    process: &Process,
     directory: PathBuf,
     orders: Arc<Orders>,
     pause: watch::Sender<Option<Pause>>,
 ) {
     let mut wanted = orders.wanted.subscribe();
-    loop {
+    while process.check().is_ok() {
         if wanted.wait_for(|wanted| *wanted == 0).await.is_err() {
             return;
         }
         let turn = orders.turn.lock().await;
         let heard = tokio::select! {
-            heard = hear(&directory, &orders.retry, &pause) => heard,
+            heard = hear(process, &directory, &orders.retry, &pause) => heard,
             _ = wanted.wait_for(|wanted| *wanted > 0) => Ok(()),
         };
         drop(turn);
@@ -118,11 +120,13 @@ pub(super) async fn listen(
 
 /// Connects, asks how it is, and takes in what it says. Ends with an error only.
 async fn hear(
+    process: &Process,
     directory: &Path,
     retry: &AtomicBool,
     pause: &watch::Sender<Option<Pause>>,
 ) -> io::Result<()> {
     let stream = socket::connect(directory, QMP_SOCKET).await.map_err(io::Error::other)?;
+    process.check()?;
     let mut lines = Lines { reader: BufReader::new(stream) };
     let mut heard = Heard { pause, resumed: None };
     // What it still has to say to an earlier client may come first.
@@ -245,6 +249,7 @@ pub(super) struct Listener(tokio::task::JoinHandle<()>);
 impl Listener {
     /// Has the QEMU of a VM listened to, from `after` on.
     pub(super) fn begin(
+        process: Arc<Process>,
         directory: PathBuf,
         orders: Arc<Orders>,
         after: Duration,
@@ -252,7 +257,7 @@ impl Listener {
         let (sender, pause) = watch::channel(None);
         let task = tokio::spawn(async move {
             sleep(after).await;
-            listen(directory, orders, sender.clone()).await;
+            listen(&process, directory, orders, sender.clone()).await;
             pending::<()>().await;
         });
         (Self(task), pause)
@@ -319,8 +324,8 @@ mod tests {
         socket.set_nonblocking(true).unwrap();
         let socket = tokio::net::UnixListener::from_std(socket).unwrap();
         let orders = Orders::new();
-        let (_listener, mut pause) =
-            Listener::begin(directory.path().to_owned(), orders.clone(), Duration::ZERO);
+        let (ours, path) = (Arc::new(qmp::ours()), directory.path().to_owned());
+        let (_listener, mut pause) = Listener::begin(ours, path, orders.clone(), Duration::ZERO);
 
         let mut qemu = Played::accept(&socket).await;
         qemu.answer("query-status", r#"{"status": "running"}"#).await;
@@ -372,6 +377,45 @@ mod tests {
         let mut qemu = Played::accept(&socket).await;
         qemu.answer("query-status", r#"{"status": "running"}"#).await;
         pause.wait_for(Option::is_none).await.unwrap();
+    }
+
+    /// The directory is the next VM's, whose one connection is not taken from those who start it.
+    #[tokio::test]
+    async fn a_vm_that_has_ended_is_listened_to_no_more() {
+        let directory = tempfile::tempdir().unwrap();
+        let listen_there = || {
+            let socket = socket::listen(directory.path(), QMP_SOCKET).unwrap();
+            let socket = std::os::unix::net::UnixListener::from(socket);
+            socket.set_nonblocking(true).unwrap();
+            tokio::net::UnixListener::from_std(socket).unwrap()
+        };
+        let first = listen_there();
+        let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        let process = Process::open(child.id()).unwrap();
+        let (sender, _pause) = watch::channel(None);
+        let listening = listen(&process, directory.path().to_owned(), Orders::new(), sender);
+        let ending = async {
+            let mut qemu = Played::accept(&first).await;
+            qemu.answer("query-status", r#"{"status": "running"}"#).await;
+            child.kill().unwrap();
+            child.wait().unwrap();
+            let next = listen_there();
+            drop((qemu, first));
+            next
+        };
+        let both = async { tokio::join!(listening, ending).1 };
+        let next = timeout(Duration::from_secs(60), both).await.expect("it ends");
+        let (retry, (pause, _heard)) = (AtomicBool::new(false), watch::channel(None));
+        let error = hear(&process, directory.path(), &retry, &pause).await.unwrap_err();
+        assert!(error.to_string().contains("has ended"), "{error}");
+        let connect = || qmp::Qmp::connect(&process, directory.path(), QMP_SOCKET);
+        assert!(connect().err().unwrap().to_string().contains("has ended"));
+        // These two have closed their connections.
+        for _ in 0..2 {
+            let (stream, _) = next.accept().await.unwrap();
+            let mut said = String::new();
+            assert_eq!(BufReader::new(stream).read_line(&mut said).await.unwrap(), 0, "{said}");
+        }
     }
 
     #[tokio::test]

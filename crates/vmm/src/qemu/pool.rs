@@ -329,8 +329,8 @@ impl Driver {
             Ok(_) => self.templates.prove(shape),
             Err(_) => {}
         }
-        vm.running = Some(restored?);
-        let mut qmp = Qmp::connect(&directory, QMP_SOCKET).map_err(failed)?;
+        let running = vm.running.insert(restored?);
+        let mut qmp = Qmp::connect(&running.process, &directory, QMP_SOCKET).map_err(failed)?;
         let image = &self.config.boot.warm_up_volume;
         let with_volumes = self.pool.with_volumes.load(Ordering::Relaxed);
         let volume = with_volumes.then(|| warm_up::attach_volume(&mut qmp, image));

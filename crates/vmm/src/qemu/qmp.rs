@@ -17,7 +17,7 @@ use std::{
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde_json::{Value, json};
 
-use crate::socket;
+use crate::{process::Process, socket};
 
 /// A command as a line, and the id that its answer has: no other command has it, of this server or
 /// an earlier one. When a client is gone before QEMU, which was busy, has answered it, QEMU gives
@@ -56,9 +56,10 @@ pub(crate) struct Qmp {
 }
 
 impl Qmp {
-    /// Connects to the socket of that name and waits until QEMU is ready.
-    pub(crate) fn connect(directory: &Path, name: &str) -> io::Result<Self> {
+    /// Connects to the socket of that name of a VM's process and waits until QEMU is ready.
+    pub(crate) fn connect(process: &Process, directory: &Path, name: &str) -> io::Result<Self> {
         let stream = socket::connect_blocking(directory, name)?;
+        process.check()?;
         stream.set_read_timeout(Some(TIMEOUT))?;
         stream.set_write_timeout(Some(TIMEOUT))?;
         let reader = BufReader::new(stream.try_clone()?);
@@ -276,13 +277,18 @@ impl Qmp {
 }
 
 #[cfg(test)]
-pub(super) use tests::{OK, play};
+pub(super) use tests::{OK, ours, play};
 
 #[cfg(test)]
 mod tests {
     use std::{io::Write as _, os::fd::AsFd as _, thread};
 
     use super::*;
+
+    /// A process that does not end.
+    pub fn ours() -> Process {
+        Process::open(std::process::id()).unwrap()
+    }
 
     pub const OK: &str = "{\"return\": {}, \"id\": ID}";
 
@@ -323,7 +329,7 @@ mod tests {
              {\"return\": 7, \"id\": ID}",
             "{\"error\": {\"class\": \"x\", \"desc\": \"no such thing\"}, \"id\": ID}",
         ]);
-        let mut qmp = Qmp::connect(directory.path(), "qmp.sock").unwrap();
+        let mut qmp = Qmp::connect(&ours(), directory.path(), "qmp.sock").unwrap();
         let file = tempfile::tempfile().unwrap();
         qmp.give("state", file.as_fd()).unwrap();
         assert_eq!(qmp.execute("migrate", json!({ "uri": "fd:state" })).unwrap(), 7);
@@ -338,7 +344,7 @@ mod tests {
         let (directory, played) =
             play(&["{\"event\": \"MIGRATION\", \"data\": {\"status\": \"failed\"}}\n\
              {\"return\": {}, \"id\": ID}"]);
-        let mut qmp = Qmp::connect(directory.path(), "qmp.sock").unwrap();
+        let mut qmp = Qmp::connect(&ours(), directory.path(), "qmp.sock").unwrap();
         qmp.execute("migrate", json!({})).unwrap();
         assert!(qmp.migrated().is_err());
         played.join().unwrap();

@@ -53,7 +53,7 @@ impl Standing<'_> {
     }
 
     fn try_save(&self, file: &Path, cancelled: &AtomicBool) -> io::Result<()> {
-        let mut qmp = Qmp::connect(self.directory, QMP_SOCKET)?;
+        let mut qmp = Qmp::connect(self.process, self.directory, QMP_SOCKET)?;
         if let Some(reason) = Nodes::query(&mut qmp)?.in_the_way_of_saving() {
             return Err(io::Error::other(reason));
         }
@@ -143,9 +143,9 @@ pub(super) const RUNNING: &str = "running";
 
 /// Has the VM with this directory go on, if it stands still, but not because of its disk: whether
 /// it does is the answer. Blocks.
-pub(super) fn unpause(directory: &Path) -> Result<bool, VmmError> {
+pub(super) fn unpause(process: &Process, directory: &Path) -> Result<bool, VmmError> {
     let attempt = || {
-        let mut qmp = Qmp::connect(directory, QMP_SOCKET)?;
+        let mut qmp = Qmp::connect(process, directory, QMP_SOCKET)?;
         let status = qmp.status()?;
         if status != RUNNING && status != IO_ERROR {
             qmp.execute("cont", json!({}))?;

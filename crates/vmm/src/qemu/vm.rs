@@ -78,7 +78,8 @@ impl QemuVm {
         };
         tokio::spawn(async move { sender.send_replace(Some(watched.ended(watcher).await)) });
         let orders = Orders::new();
-        let (listener, pause) = Listener::begin(directory.clone(), orders.clone(), after);
+        let (listener, pause) =
+            Listener::begin(process.clone(), directory.clone(), orders.clone(), after);
         Ok(Arc::new(Self {
             process,
             slot,
@@ -110,11 +111,12 @@ impl QemuVm {
         &self,
         work: impl FnOnce(&mut Qmp, &Path) -> Result<T, VmmError> + Send + 'static,
     ) -> Result<(T, Line), VmmError> {
-        let (directory, turn) = (self.directory.clone(), self.orders.turn().await);
+        let (directory, process) = (self.directory.clone(), self.process.clone());
+        let turn = self.orders.turn().await;
         let telling = spawn_blocking(move || {
             // Dropped after the connection.
             let turn = turn;
-            let mut qmp = Qmp::connect(&directory, QMP_SOCKET)
+            let mut qmp = Qmp::connect(&process, &directory, QMP_SOCKET)
                 .map_err(VmmError::io("connect to the VM process"))?;
             let told = work(&mut qmp, &directory)?;
             Ok((told, Line { qmp, _turn: turn }))
@@ -179,7 +181,9 @@ impl Vm for QemuVm {
     }
 
     async fn connect_agent(&self) -> Result<Box<dyn AgentStream>, VmmError> {
-        Ok(Box::new(socket::connect(&self.directory, CONTROL_SOCKET).await?))
+        let stream = socket::connect(&self.directory, CONTROL_SOCKET).await?;
+        self.process.check().map_err(VmmError::io("connect to a guest"))?;
+        Ok(Box::new(stream))
     }
 
     fn can_save(&self) -> bool {
@@ -207,10 +211,10 @@ impl Vm for QemuVm {
 
     async fn unpause(&self) -> Result<(), VmmError> {
         let (directory, orders) = (self.directory.clone(), self.orders.clone());
-        let turn = orders.turn().await;
+        let (turn, process) = (orders.turn().await, self.process.clone());
         let going = spawn_blocking(move || {
             let _turn = turn;
-            if suspend::unpause(&directory)? {
+            if suspend::unpause(&process, &directory)? {
                 orders.retry();
             }
             Ok(())

@@ -252,7 +252,9 @@ impl Builder {
     /// Saves its state, ends it, and seals its memory.
     fn save(self) -> io::Result<Sealed> {
         let state = file::memory("caddis-template-state", 0)?;
-        let mut qmp = Qmp::connect(&self.vm.directory, QMP_SOCKET)?;
+        let gone = || io::Error::other("there is no VM to save");
+        let process = &self.vm.running.as_ref().ok_or_else(gone)?.process;
+        let mut qmp = Qmp::connect(process, &self.vm.directory, QMP_SOCKET)?;
         qmp.leave_out_shared_memory()?;
         qmp.execute("stop", json!({}))?;
         qmp.save(state.as_fd())?;

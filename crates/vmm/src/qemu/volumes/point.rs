@@ -334,7 +334,7 @@ mod tests {
     #[test]
     fn the_instant_is_one_command_and_nothing_has_to_be_looked_up_for_it() {
         let (directory, played) = qmp::play(&[qmp::OK]);
-        let mut line = Qmp::connect(directory.path(), "qmp.sock").unwrap();
+        let mut line = Qmp::connect(&qmp::ours(), directory.path(), "qmp.sock").unwrap();
         begin(&mut line, directory.path(), 1).unwrap();
         drop(line);
         let heard = played.join().unwrap();
