@@ -197,8 +197,7 @@ impl Connection {
             return;
         }
         tokio::select! {
-            () = self.monitor.discard() => {}
-            () = tokio::time::sleep(LINGER) => {}
+            _ = tokio::time::timeout(LINGER, self.monitor.discard()) => {}
             () = core.stopping.cancelled() => {}
         }
     }

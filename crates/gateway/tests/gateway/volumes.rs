@@ -428,7 +428,11 @@ async fn volumes_of_one_name_are_on_different_hosts_where_there_are_several() {
     // Before the first of several is made.
     let refused = make(json!({ "name": "several", "count": 3 })).await;
     assert_eq!(refused.status, 422, "{}", refused.text);
-    assert!(refused.error().contains("2 of the hosts have room"), "{}", refused.error());
+    assert!(
+        refused.error().contains("need as many hosts with room; there is room on 2"),
+        "{}",
+        refused.error()
+    );
     make(json!({ "name": "several", "count": 3, "require_unique_zone": false })).await.ok();
     make(json!({ "name": "data", "require_unique_zone": false })).await.ok();
     make(json!({ "name": "other" })).await.ok();
@@ -449,8 +453,12 @@ async fn one_host_has_several_volumes_of_a_name_unless_a_zone_of_its_own_is_insi
     for volume in ids(&fixture.call(&format!("GET {VOLUMES}")).await.ok()) {
         fixture.call(&format!("DELETE {VOLUMES}/{volume}")).await.ok();
     }
-    let several = json!({ "name": "several", "require_unique_zone": true, "count": 2 });
-    assert_eq!(fixture.post(VOLUMES, several).await.status, 422);
+    for setting in ["require_unique_zone", "unique_zone_app_wide"] {
+        let several = json!({ "name": "several", setting: true, "count": 2 });
+        let refused = fixture.post(VOLUMES, several).await;
+        assert_eq!(refused.status, 422);
+        assert!(refused.error().contains(&format!("({setting})")), "{}", refused.error());
+    }
     fixture.post(VOLUMES, insisted).await.ok();
 }
 

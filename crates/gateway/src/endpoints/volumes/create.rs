@@ -172,9 +172,13 @@ fn check_count(wanted: &Wanted, found: &VolumeOffers) -> Result<(), ApiError> {
     let (gib, count) = (u64::from(wanted.size_gb), u64::from(wanted.request.count.unwrap_or(1)));
     let (offers, hosts) = (&found.offers, found.offers.len() as u64);
     if found.apart && count > hosts {
+        let setting = match wanted.request.unique_zone_app_wide {
+            Some(true) => "unique_zone_app_wide",
+            _ => "require_unique_zone",
+        };
         let text = format!(
-            "{hosts} of the hosts have room for a volume of {gib} GiB, not {count}, and zones of \
-             their own were asked for (require_unique_zone)"
+            "{count} volumes of {gib} GiB in zones of their own ({setting}) need as many hosts \
+             with room; there is room on {hosts}"
         );
         return Err(ApiError::new(ErrorCode::InsufficientCapacity, text));
     }
