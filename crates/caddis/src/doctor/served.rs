@@ -4,7 +4,7 @@
 use ipnet::IpNet;
 
 use super::server::Server;
-use crate::settings::{Settings, WireGuardSettings};
+use crate::settings::{Settings, SnapshotSettings, WireGuardSettings};
 
 /// The settings, with those of the server that runs where nothing else is given.
 pub(super) fn with_those_of_server(mut settings: Settings, server: Option<&Server>) -> Settings {
@@ -16,6 +16,11 @@ pub(super) fn with_those_of_server(mut settings: Settings, server: Option<&Serve
         file.wireguard.map(|listen| WireGuardSettings { listen, endpoint: listen.to_string() });
     settings.wireguard = settings.wireguard.or(served);
     settings.volume_gib = settings.volume_gib.or(file.volume_gb);
+    if settings.snapshots.is_default(&settings.data_dir)
+        && let Some(store) = file.snapshot_store.as_ref().filter(|store| !store.contains("://"))
+    {
+        settings.snapshots = SnapshotSettings::Directory(store.into());
+    }
     settings
 }
 
@@ -82,6 +87,11 @@ mod tests {
             "{}",
             found.message
         );
+        let file = ServerFile { snapshot_store: Some("/mnt/of-server".to_owned()), ..server.file };
+        let in_directory = Server { file, ..server };
+        let (_directory, served) = settings(&[], Some(&in_directory));
+        let found = snapshots::check(&served, Some(&in_directory)).await;
+        assert!(found.message.starts_with("/mnt/of-server: "), "{}", found.message);
 
         let (_directory, alone) = settings(&[], None);
         assert!(services::egress(&alone, None).message.starts_with("none"));
